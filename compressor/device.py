@@ -1,0 +1,190 @@
+"""CPU and GPU behind one small protocol: place, synchronise, event, memory, seed. Loads torch only when asked to compute."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from compressor.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Device(Protocol):
+    """What the rest of the package may ask of the hardware it computes on."""
+
+    name: str
+    """`cpu` or `gpu`."""
+
+    def place(self) -> torch.device:
+        """Where tensors go."""
+
+    def synchronise(self) -> None:
+        """Wait until all work given to the device is done."""
+
+    def event(self) -> float:
+        """Seconds on a monotonic clock once the work so far is done."""
+
+    def memory(self) -> int:
+        """Peak bytes in use so far, by the process (CPU) or on the device (GPU)."""
+
+    def seed(self, seed: int) -> None:
+        """Make torch's random numbers those of `seed`."""
+
+
+class Cpu:
+    """The processor that Python runs on."""
+
+    name = "cpu"
+
+    def place(self) -> torch.device:
+        import torch
+
+        return torch.device("cpu")
+
+    def synchronise(self) -> None:
+        """Nothing runs behind Python's back here."""
+
+    def event(self) -> float:
+        return time.perf_counter()
+
+    def memory(self) -> int:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if platform.system() == "Darwin" else peak * 1024
+
+    def seed(self, seed: int) -> None:
+        import torch
+
+        torch.manual_seed(seed)
+
+
+class Gpu:
+    """The first CUDA device."""
+
+    name = "gpu"
+
+    def __init__(self) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError("device gpu was asked for, but torch sees no CUDA device here; use device cpu")
+
+    def place(self) -> torch.device:
+        import torch
+
+        return torch.device("cuda", 0)
+
+    def synchronise(self) -> None:
+        import torch
+
+        torch.cuda.synchronize()
+
+    def event(self) -> float:
+        self.synchronise()
+        return time.perf_counter()
+
+    def memory(self) -> int:
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+
+    def seed(self, seed: int) -> None:
+        import torch
+
+        torch.manual_seed(seed)
+        torch.cuda.manual_seed_all(seed)
+
+
+DEVICES: dict[str, type[Cpu] | type[Gpu]] = {"cpu": Cpu, "gpu": Gpu}
+
+
+def open_device(name: str) -> Device:
+    """The device of that name; InputError names the choices."""
+    if name not in DEVICES:
+        raise InputError(f"device must be one of {', '.join(DEVICES)} (got {name!r})")
+    return DEVICES[name]()
+
+
+def torch_device(name: str) -> torch.device:
+    """Where tensors go on the device of that name."""
+    return open_device(name).place()
+
+
+def seed_all(seed: int) -> None:
+    """Make torch's random numbers on every device those of `seed`."""
+    import torch
+
+    torch.manual_seed(seed)
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Processors that the container may use, infinite without a quota."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()[:2]
+        return math.inf if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota_us = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
+        period_us = int((root / "cpu" / "cpu.cfs_period_us").read_text())
+        return quota_us / period_us if quota_us > 0 else math.inf
+    except (OSError, ValueError):
+        return math.inf
+
+
+def usable_threads() -> int:
+    """Processors this process may use: the smaller of its affinity and the container's quota, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(float(cores), _cgroup_quota())))
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of the processor as Linux names them; empty where it does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    found = (line.split(":", 1)[1] for line in lines if line.lower().startswith(("flags", "features")))
+    return frozenset(next(found, "").split())
+
+
+@cache
+def cpu_name() -> str:
+    """Model of the processor in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = (line.split(":", 1)[1].strip() for line in lines if line.lower().startswith("model name"))
+    return next(found, platform.machine())
+
+
+def has_vnni() -> bool:
+    """True where u8 x s8 products are summed without saturating (AVX-512 VNNI, AVX-VNNI, AMX, Arm dot product)."""
+    return bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
+
+
+def native_bf16(name: str = "cpu") -> bool:
+    """True where the device multiplies bf16 itself; elsewhere bf16 is far slower than fp32."""
+    if name == "cpu":
+        return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    import torch
+
+    return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+
+def machine_id() -> str:
+    """What must agree for two latencies to be compared: processor, instruction sets and thread count, hashed."""
+    import hashlib
+
+    text = "|".join([cpu_name(), " ".join(sorted(cpu_flags())), platform.system(), str(usable_threads())])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

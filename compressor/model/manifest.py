@@ -1,0 +1,170 @@
+"""compressor.json: what a model folder is, in words that need neither torch nor transformers to read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from compressor.errors import InputError
+
+MANIFEST_NAME = "compressor.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One transformer layer: its heads, the width of each head, its feed-forward neurons."""
+
+    heads: int
+    head_size: int
+    ffn: int
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The encoder's size: width of the hidden states, each layer, rows of the word embedding table."""
+
+    hidden: int
+    layers: tuple[LayerShape, ...]
+    vocabulary: int
+
+    @property
+    def is_stock(self) -> bool:
+        """True where transformers' own configuration can say these shapes: equal layers, heads that fill the width."""
+        even = len({(layer.heads, layer.head_size, layer.ffn) for layer in self.layers}) <= 1
+        return even and all(layer.heads * layer.head_size == self.hidden and layer.ffn > 0 for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a model folder answers and how it is fed."""
+
+    labels: tuple[str, ...]
+    """Class names in the order of their ids."""
+    shapes: Shapes
+    kind: str = "text-classification"
+    """Task kind."""
+    metric: str = "accuracy"
+    text: tuple[str, ...] = ("text",)
+    """Column of the text in predict.py's jsonl, or two for a pair task."""
+    max_tokens: int = 128
+    """Tokens a row at most, special ones included."""
+    precision: Literal["fp32", "int8"] = "fp32"
+
+    def write(self, folder: Path, *, extra: Mapping[str, Any] | None = None) -> Path:
+        """The path of `folder / compressor.json`, written; `extra` (such as a verdict) stands beside our keys."""
+        path = folder / MANIFEST_NAME
+        content = {**dict(extra or {}), "schema": SCHEMA, **asdict(self)}
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a model folder; made from config.json where this tool did not write the folder.
+
+    Raises: InputError when the folder holds neither file, or one that cannot be read.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST_NAME).is_file():
+        return _from_config(folder, read_config(folder))
+    content = _read_json(folder / MANIFEST_NAME)
+    if content.get("schema") != SCHEMA:
+        raise InputError(
+            f"{folder / MANIFEST_NAME} has schema {content.get('schema')!r}, this version reads {SCHEMA}; "
+            "use the version of compressor that wrote it"
+        )
+    try:
+        return Manifest(
+            labels=tuple(content["labels"]),
+            shapes=_shapes_from(content["shapes"]),
+            kind=content["kind"],
+            metric=content["metric"],
+            text=tuple(content["text"]),
+            max_tokens=int(content["max_tokens"]),
+            precision=content["precision"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / MANIFEST_NAME} is not a manifest: {error!r}; make the folder again") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder; InputError when there is none."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} holds no config.json, so it is not a model folder; give the folder of a saved model")
+    return _read_json(path)
+
+
+def config_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Class names of a config.json in the order of their ids; LABEL_0 and so on where it names none."""
+    names = config.get("id2label")
+    if not names:
+        return tuple(f"LABEL_{index}" for index in range(int(config.get("num_labels") or 2)))
+    return tuple(str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0])))
+
+
+def teacher_labels(folder: str | Path) -> tuple[str, ...] | None:
+    """Class names of a fine-tuned classifier; None where it has no head or only the default names LABEL_0 and so on."""
+    config = read_config(Path(folder))
+    architectures: Sequence[str] = config.get("architectures") or ()
+    labels = config_labels(config)
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        return None
+    return None if all(re.fullmatch(r"LABEL_\d+", name) for name in labels) else labels
+
+
+def config_shapes(config: Mapping[str, Any]) -> Shapes:
+    """The shapes that a config.json names, stock or pruned; InputError when it names none."""
+    try:
+        hidden, heads, ffn = (_first(config, names) for names in (_HIDDEN, _HEADS, _FFN))
+        count = _first(config, _LAYERS)
+        size = int(config.get("head_size") or hidden // heads)
+        pruned = config.get("layer_shapes")
+        if pruned:
+            layers = tuple(LayerShape(int(each["heads"]), size, int(each["ffn"])) for each in pruned)
+        else:
+            layers = tuple(LayerShape(heads, size, ffn) for _ in range(count))
+        return Shapes(hidden=hidden, layers=layers, vocabulary=int(config["vocab_size"]))
+    except (KeyError, TypeError, ValueError) as error:
+        kind = config.get("model_type")
+        raise InputError(f"config.json of model_type {kind!r} does not name an encoder's sizes: {error!r}") from error
+
+
+_HIDDEN = ("hidden_size", "dim")
+_HEADS = ("num_attention_heads", "n_heads")
+_LAYERS = ("num_hidden_layers", "n_layers")
+_FFN = ("intermediate_size", "hidden_dim")
+
+
+def _first(config: Mapping[str, Any], names: Sequence[str]) -> int:
+    for name in names:
+        if name in config:
+            return int(config[name])
+    raise KeyError(names[0])
+
+
+def _from_config(folder: Path, config: Mapping[str, Any]) -> Manifest:
+    tokenizer = folder / "tokenizer_config.json"
+    limits = [128, int(config.get("max_position_embeddings") or 128)]
+    if tokenizer.is_file():
+        limits.append(int(_read_json(tokenizer).get("model_max_length") or 128))
+    return Manifest(labels=config_labels(config), shapes=config_shapes(config), max_tokens=min(limits))
+
+
+def _shapes_from(content: Mapping[str, Any]) -> Shapes:
+    layers = tuple(LayerShape(int(each["heads"]), int(each["head_size"]), int(each["ffn"])) for each in content["layers"])
+    return Shapes(hidden=int(content["hidden"]), layers=layers, vocabulary=int(content["vocabulary"]))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object (got {type(content).__name__})")
+    return content

@@ -1,0 +1,61 @@
+"""What a recipe may say about pruning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from compressor.data.settings import Mix
+from compressor.distill.settings import Match
+from compressor.settings import Integer, KeptShare, Settings
+from compressor.train.settings import Train
+
+Criterion = Literal["taylor", "magnitude", "random"]
+
+
+class Remove(Settings):
+    """What may go, and by which score."""
+
+    heads: Criterion | None = None
+    """Attention heads; taylor is the mean over rows of the absolute loss gradient at the head's gate."""
+    ffn: Criterion | None = None
+    """Feed-forward neurons."""
+    layers: Criterion | None = None
+    """Whole layers, where that costs less than the same MACs in heads and neurons."""
+
+
+class Until(Settings):
+    """What remains of the stage's input; exactly one."""
+
+    macs: KeptShare | None = None
+    """Multiply-accumulates of the encoder at 32 tokens."""
+    parameters: KeptShare | None = None
+    """Parameters of the whole model."""
+    heads: KeptShare | None = None
+    """Attention heads over all layers."""
+    ffn: KeptShare | None = None
+    """Feed-forward neurons over all layers."""
+
+    def model_post_init(self, _context: object) -> None:
+        if sum(value is not None for value in (self.macs, self.parameters, self.heads, self.ffn)) != 1:
+            raise ValueError("takes exactly one of macs, parameters, heads, ffn")
+
+    @property
+    def target(self) -> tuple[Literal["macs", "parameters", "heads", "ffn"], str]:
+        """The quantity and its kept share as written."""
+        for name in ("macs", "parameters", "heads", "ffn"):
+            if (value := getattr(self, name)) is not None:
+                return name, value
+        raise AssertionError("Until holds one value")
+
+
+class Recover(Settings):
+    """Distillation after each cut."""
+
+    train: Train = Train()
+    """Length and speed; the epochs are shared among the steps."""
+    match: Annotated[list[Match], Field(min_length=1)] | None = None
+    """Terms; those of the distill stage upstream unless given."""
+    mix: Mix | None = None
+    """Batches; those of the distill stage upstream unless given."""

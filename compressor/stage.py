@@ -1,0 +1,122 @@
+"""What a stage is: one frozen schema that knows how to run, the gate behind it, and the job it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from compressor.settings import LimitText, Settings, Word
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with (what is being done, how much is done, how much there is or None); must return quickly."""
+
+
+def silent(_what: str, _done: int, _total: int | None) -> None:
+    """A Progress that shows nothing."""
+
+
+class ScoreLimit(Settings):
+    """How far a score may fall below that of another output, on the same rows."""
+
+    drop: LimitText
+    """Largest fall, such as '<= 0.8pp' (absolute points) or '<= 1%' (relative)."""
+    vs: Word | None = None
+    """Id of the stage compared with, or `teacher`; a gate's default is the stage's input, a budget's the teacher."""
+
+
+class Gate(Settings):
+    """What a stage must keep: metric names with limits, decided on `select`."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, ScoreLimit | LimitText]
+
+    otherwise: Literal["fail", "backtrack", "fallback", "skip", "warn"] = Field("fail", alias="else")
+    """What happens when it is broken; fail ends the run with exit code 3."""
+    confidence: Annotated[float, Field(strict=True, gt=0.5, lt=1)] | None = None
+    """Makes the gate a one-sided non-inferiority test at this confidence; null decides on the point estimate."""
+    undecided: Literal["pass", "fail"] = "pass"
+    """What counts when the test cannot decide."""
+
+    @property
+    def limits(self) -> dict[str, ScoreLimit | str]:
+        """Metric name, or METRIC@CLASS, to its limit."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a gate ended: its verdict, and for each limit the value with its 95 % interval (fractions)."""
+
+    verdict: Literal["pass", "fail", "undecided"]
+    passed: bool
+    because: str
+    values: Mapping[str, tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One line of decisions.jsonl: what was chosen among what, why, and what it cost."""
+
+    kind: str
+    chosen: Any
+    because: str
+    candidates: Any = None
+    cost: Any = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a stage may use: its inputs, the rows, the seed, the places to write and to speak."""
+
+    out: Path
+    """The folder being made; the model goes to `out / "model"`, checkpoints to `out / "checkpoint"`."""
+    inputs: Mapping[str, Path]
+    """Role (`model`, `teacher`) to model folder."""
+    data: Any
+    """data.rows.DataSets."""
+    seed: int
+    device: str
+    """`cpu` or `gpu`."""
+    threads: int
+    progress: Progress
+    decide: Callable[[Decision], None]
+    gate: Callable[[Path], Outcome] | None
+    """Scores a model folder on `select` and holds it against this stage's gate; None without a gate."""
+    base: Path
+    """Folder that relative paths of the recipe start from."""
+    smoke: bool = False
+
+
+class Stage(Settings):
+    """A verb of the recipe. Its fields are what may be said about it; `run` does it."""
+
+    revision: ClassVar[int] = 1
+    """Raised when the same settings would give another output."""
+    verb: ClassVar[str]
+    outputs: ClassVar[tuple[str, ...]] = ("model",)
+    """What `run` promises to leave under `job.out`."""
+    trains: ClassVar[bool] = False
+    """True when an interrupted run goes on from its checkpoint; else it starts again."""
+
+    id: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    """Name of the stage, unique in the recipe; its folder's name."""
+    from_: Word | None = Field(None, alias="from")
+    """Id of the stage whose output is the input; the stage before unless given."""
+    gate: Gate | None = None
+    """What the result must keep."""
+
+    def references(self) -> Mapping[str, str | None]:
+        """Role to the id it reads; None means the stage before (role `model`) or the teacher (role `teacher`)."""
+        return {"model": self.from_}
+
+    def filled(self, _earlier: Sequence[Stage]) -> Stage:
+        """This stage with the settings it takes from earlier ones written in; what the key is made of."""
+        return self
+
+    def run(self, job: Job) -> None:
+        """Read `job.inputs`, write under `job.out`."""
+        raise AssertionError(f"stage {type(self).__name__} defines no run")

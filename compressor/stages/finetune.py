@@ -1,0 +1,33 @@
+"""`finetune`: train a model on the labelled rows."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from compressor.stage import Job, Stage
+from compressor.train.settings import Train
+
+
+class FinetuneStage(Stage):
+    """Train the stage's input on the labels."""
+
+    verb: ClassVar[str] = "finetune"
+    trains: ClassVar[bool] = True
+
+    train: Train = Train()
+    """Length and speed of training."""
+    loss: Literal["ce"] = "ce"
+    """Loss on the labels; ce is cross-entropy."""
+
+    def run(self, job: Job) -> None:
+        """Calls Finetuner as a user would."""
+        from compressor.train.finetune import Finetuner
+
+        Finetuner(
+            job.inputs["model"],
+            data=job.data,
+            train=self.train,
+            seed=job.seed,
+            device=job.device,
+            progress=job.progress,
+        ).fit(job.out / "model", work=job.out)
