@@ -188,3 +188,11 @@ def machine_id() -> str:
 
     text = "|".join([cpu_name(), " ".join(sorted(cpu_flags())), platform.system(), str(usable_threads())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def training_device() -> str:
+    """`gpu` where an NVIDIA driver is loaded and torch is not a CPU build, else `cpu`; found out without loading torch."""
+    import importlib.metadata
+
+    driver = Path("/proc/driver/nvidia/version").exists()
+    return "gpu" if driver and not importlib.metadata.version("torch").endswith("+cpu") else "cpu"

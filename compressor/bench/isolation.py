@@ -13,16 +13,17 @@ import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from compressor.bench.machine import load, pick_cpus, stolen_seconds, throttled
+from compressor.bench.machine import busy_share, load, pick_cpus, stolen_seconds, throttled
 from compressor.bench.statistics import balanced_orders
 from compressor.bench.timer import SLOT_SECONDS, plan_slots, rows_of_round
 from compressor.errors import StageError
-from compressor.stage import Progress, silent
 
+Progress = Callable[[str, int, int | None], None]
+"""As in compressor.stage, which is of the same layer: what, how much is done, how much there is."""
 START_SECONDS = 120.0
 """Longest wait for a subject to load."""
 ANSWER_SECONDS = 300.0
@@ -33,7 +34,7 @@ WARMUP_ROWS = 3
 
 @dataclass(frozen=True)
 class Command:
-    """What is started for a subject: its name in the result, the command line, and variables added to the environment."""
+    """What is started for a subject: its name in the result, the command line, variables for its environment."""
 
     name: str
     command: tuple[str, ...]
@@ -61,8 +62,10 @@ class Timing:
     """Processors that the subjects were pinned to; None where the system cannot pin."""
     start_seconds: Mapping[str, float]
     """Seconds each subject needed to load."""
+    busy_before: float
+    """Share of all processors at work just before, with every subject loaded and waiting; near 0 is quiet."""
     load_before: float | None
-    load_after: float | None
+    """Average count of processes that wanted to run in the minute before, this program's own among them."""
     stolen_seconds: float | None
     """Seconds that the host took from this machine while it measured; None where not told."""
     throttled: int | None
@@ -78,7 +81,8 @@ class _Process:
 
     def __init__(self, spec: Command, cpus: tuple[int, ...] | None) -> None:
         self.name = spec.name
-        self._errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        # closed in close()
+        self._errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         with _pinned(cpus):
             self._process = subprocess.Popen(
                 list(spec.command),
@@ -137,7 +141,7 @@ class _Process:
         self._send({"round": number, "rows": list(rows), "warmup": warmup})
         taken = self._read(ANSWER_SECONDS, f"round {number}").get("ns")
         if not isinstance(taken, list) or len(taken) != len(rows):
-            raise StageError(f"timing {self.name}: round {number} had {len(rows)} rows, the answer was {str(taken)[:200]}")
+            raise StageError(f"timing {self.name}: {len(rows)} rows of round {number} gave {str(taken)[:200]}")
         return [int(nanoseconds) for nanoseconds in taken]
 
     def close(self) -> None:
@@ -175,14 +179,13 @@ def time_in_turn(
     rounds: int,
     threads: int,
     slot_seconds: float = SLOT_SECONDS,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Timing:
     """Raw samples of every subject: in each round all take one slot on the same rows, in a balanced order.
 
-    Args:
-        rows: rows that the subjects hold; they are asked for by number.
-        rounds: slots each subject gets.
-        threads: each subject is pinned to so many processors; the count itself is part of its command.
+    The subjects hold `rows` rows and are asked for them by number; each gets `rounds` slots of `slot_seconds` and is
+    pinned to `threads` processors (the count itself is part of its command).
+
     Raises: ValueError for no subjects, two of one name or no rows; StageError when a process fails or stays silent.
     """
     names = [command.name for command in commands]
@@ -197,6 +200,7 @@ def time_in_turn(
             stack.callback(process.close)
             started[process.name] = process.wait_ready()
             running.append(process)
+        busy = busy_share()
         slots = _run_rounds(running, rows=rows, rounds=rounds, slot_seconds=slot_seconds, progress=progress)
     stolen_after, heat_after = stolen_seconds(), throttled()
     return Timing(
@@ -204,15 +208,15 @@ def time_in_turn(
         threads=threads,
         cpus=cpus,
         start_seconds=started,
+        busy_before=busy,
         load_before=load_before,
-        load_after=load(),
         stolen_seconds=None if stolen is None or stolen_after is None else round(stolen_after - stolen, 2),
         throttled=None if heat is None or heat_after is None else heat_after - heat,
     )
 
 
 def _run_rounds(
-    running: Sequence[_Process], *, rows: int, rounds: int, slot_seconds: float, progress: Progress
+    running: Sequence[_Process], *, rows: int, rounds: int, slot_seconds: float, progress: Progress | None
 ) -> list[Slot]:
     warm = []
     for process in running:
@@ -227,5 +231,6 @@ def _run_rounds(
             asked = here * plan.repeats[which]
             taken = running[which].ask(number, asked, WARMUP_ROWS)
             slots.append(Slot(running[which].name, number, place, tuple(asked), tuple(taken)))
-        progress("timing", number + 1, rounds)
+        if progress is not None:
+            progress("timing", number + 1, rounds)
     return slots

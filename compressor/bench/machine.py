@@ -9,9 +9,15 @@ from pathlib import Path
 
 from compressor.device import cpu_flags, cpu_name, machine_id, usable_threads
 
-FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+FLAGS = (
+    *("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16"),
+    *("amx_int8", "amx_bf16", "asimddp", "i8mm"),
+)
 """Processor features that change the speed of a model."""
-LIBRARIES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "optimum", "torch-pruning", "numpy", "evaluate")
+LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "optimum", "torch-pruning"),
+    *("accelerate", "datasets", "numpy", "evaluate", "scikit-learn"),
+)
 
 
 def versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
@@ -53,8 +59,15 @@ def pick_cpus(threads: int, cpus: tuple[int, ...] | None = None) -> tuple[int, .
 
 
 def load() -> float | None:
-    """Processes that wanted to run in the last minute, on average; None where the system does not say."""
+    """Average count of processes that wanted to run in the last minute; None where the system does not say."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def busy_share(seconds: float = 0.5) -> float:
+    """Share of all processors that was at work during the next `seconds`, 0 to 1; near 0 before a good measurement."""
+    import psutil
+
+    return round(float(psutil.cpu_percent(interval=seconds)) / 100.0, 3)
 
 
 def stolen_seconds(path: Path = Path("/proc/stat")) -> float | None:
@@ -66,7 +79,7 @@ def stolen_seconds(path: Path = Path("/proc/stat")) -> float | None:
 
 
 def throttled(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
-    """Times that the processors were slowed for heat since the start; None where the system does not say."""
+    """Count of slow-downs for heat since the start; None where the system does not say."""
     counts = []
     for counter in sorted(root.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")):
         try:

@@ -27,7 +27,7 @@ TARGETS: dict[str, Target] = {"cpu": Target()}
 class Benchmark(Settings):
     """How latency is measured."""
 
-    targets: Annotated[list[Word], Field(min_length=1)] = ["cpu"]
+    targets: list[Word] = Field(["cpu"], min_length=1)
     """Names of targets; budgets are held against the first."""
     rounds: Annotated[Integer, Field(ge=3, le=1000)] = 15
-    """Rounds in which each model gets one slot of about 0.3 s; 15 give an interval of a few percent on a quiet machine."""
+    """Rounds in which each model gets one slot of about 0.3 s; 15 give a few percent on a quiet machine."""

@@ -22,7 +22,7 @@ class Interval:
 
 
 def samples_needed(share: float) -> int:
-    """Samples before the percentile at `share` (0 to 1) is shown: ten must lie beyond it.
+    """Least number of samples before the percentile at `share` (0 to 1) is shown: ten must lie beyond it.
 
     >>> samples_needed(0.5), samples_needed(0.9), samples_needed(0.99)
     (20, 100, 1000)
@@ -55,11 +55,8 @@ def median_interval(rounds: Sequence[Sequence[int]], *, confidence: float = 0.95
 def ratio_interval(subject: Sequence[float], reference: Sequence[float], *, confidence: float = 0.95) -> Interval:
     """Geometric mean over rounds of subject / reference, with Student's t interval on the log scale.
 
-    Args:
-        subject: p50 of each round, any unit, > 0.
-        reference: p50 of the same rounds in the same unit.
-        confidence: two-sided; 0.90 gives the two one-sided 95 % bounds.
-    Raises: ValueError for fewer than two rounds, another number of rounds, or a p50 that is not positive.
+    Both hold the p50 of each round in the same unit, > 0. `confidence` is two-sided; 0.90 gives the two one-sided
+    95 % bounds. Raises ValueError for fewer than two rounds, another number of rounds, or a p50 that is not positive.
 
     >>> ratio_interval([1.0, 1.0, 1.0], [2.0, 2.0, 2.0]).value
     0.5

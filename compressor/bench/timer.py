@@ -15,7 +15,11 @@ MOST_CALLS = 2000
 
 
 def time_calls(
-    call: Callable[[int], object], rows: Sequence[int], *, warmup: int = 0, clock: Callable[[], int] = time.perf_counter_ns
+    call: Callable[[int], object],
+    rows: Sequence[int],
+    *,
+    warmup: int = 0,
+    clock: Callable[[], int] = time.perf_counter_ns,
 ) -> list[int]:
     """Nanoseconds of `call(row)` for each row in turn, after `warmup` untimed calls on the first rows.
 
@@ -44,9 +48,7 @@ class SlotPlan:
 def plan_slots(median_ns: Sequence[float], rows: int, *, slot_seconds: float = SLOT_SECONDS) -> SlotPlan:
     """Rows a round such that the slowest subject fills its slot, and repeats such that the fast ones do too.
 
-    Args:
-        median_ns: nanoseconds a row of each subject, from the warm-up.
-        rows: rows there are.
+    `median_ns` holds each subject's nanoseconds a row, from the warm-up; `rows` is how many rows there are.
 
     >>> plan_slots([20e6, 1e6], 64)
     SlotPlan(rows_per_round=15, repeats=(1, 20))

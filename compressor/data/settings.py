@@ -108,5 +108,3 @@ class Mix(Settings):
     """Unlabelled rows beside the labelled ones; null uses none."""
     augment: Augment = Augment()
     """Changes to the rows."""
-
-

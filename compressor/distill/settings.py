@@ -13,9 +13,7 @@ LAYER_MAPS = ("uniform", "first", "last")
 
 
 def _check_map(text: Any) -> Any:
-    if not isinstance(text, str) or not (
-        text in LAYER_MAPS or re.fullmatch(r"\s*\d+:\d+(\s+\d+:\d+)*\s*", text)
-    ):
+    if not isinstance(text, str) or not (text in LAYER_MAPS or re.fullmatch(r"\s*\d+:\d+(\s+\d+:\d+)*\s*", text)):
         raise ValueError(
             f"must be one of {', '.join(LAYER_MAPS)} or pairs teacher:student such as '2:1 4:2 6:3' (got {text!r})"
         )

@@ -95,7 +95,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder; InputError when there is none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise InputError(f"{folder} holds no config.json, so it is not a model folder; give the folder of a saved model")
+        raise InputError(f"{folder} holds no config.json, so it is no model; give the folder of a saved one")
     return _read_json(path)
 
 
@@ -156,7 +156,8 @@ def _from_config(folder: Path, config: Mapping[str, Any]) -> Manifest:
 
 
 def _shapes_from(content: Mapping[str, Any]) -> Shapes:
-    layers = tuple(LayerShape(int(each["heads"]), int(each["head_size"]), int(each["ffn"])) for each in content["layers"])
+    each = content["layers"]
+    layers = tuple(LayerShape(int(one["heads"]), int(one["head_size"]), int(one["ffn"])) for one in each)
     return Shapes(hidden=int(content["hidden"]), layers=layers, vocabulary=int(content["vocabulary"]))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 
-class PrunedBertConfig(BertConfig):
+class PrunedBertConfig(BertConfig):  # type: ignore[misc]
     """BertConfig with one `{"heads": int, "ffn": int}` a layer; every head is `head_size` wide."""
 
     model_type = "pruned-bert"
@@ -86,7 +86,7 @@ def shape_layers(model: Any, config: PrunedBertConfig) -> None:
         shape_feed_forward(layer, neurons=int(shape["ffn"]), hidden=hidden)
 
 
-class PrunedBertModel(BertModel):
+class PrunedBertModel(BertModel):  # type: ignore[misc]
     """The encoder alone."""
 
     config_class = PrunedBertConfig
@@ -97,7 +97,7 @@ class PrunedBertModel(BertModel):
         self.post_init()
 
 
-class PrunedBertForSequenceClassification(BertForSequenceClassification):
+class PrunedBertForSequenceClassification(BertForSequenceClassification):  # type: ignore[misc]
     """The encoder with its classifier."""
 
     config_class = PrunedBertConfig

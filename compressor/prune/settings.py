@@ -8,7 +8,7 @@ from pydantic import Field
 
 from compressor.data.settings import Mix
 from compressor.distill.settings import Match
-from compressor.settings import Integer, KeptShare, Settings
+from compressor.settings import KeptShare, Settings
 from compressor.train.settings import Train
 
 Criterion = Literal["taylor", "magnitude", "random"]

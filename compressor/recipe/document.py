@@ -1,4 +1,4 @@
-"""A YAML text as a tree in which every key and value knows its place; reads PyYAML's C events and nothing else of it."""
+"""A YAML text as a tree in which every key and value knows its place, made from the events of PyYAML's C parser."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ class Scalar:
 
     value: str | int | float | bool | None
     mark: Mark = field(compare=False)
+    unknown: bool = field(default=False, compare=False)
+    """True where the value could not be found out and the reason is noted; it causes no further problem."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def resolve_scalar(text: str) -> str | int | float | bool | None:
     return text
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """The text cannot be read further; its problem is already noted."""
 
 
@@ -158,25 +160,25 @@ class _Builder:
             if isinstance(event, yaml.DocumentStartEvent):
                 if root is not None:
                     self.note(self.mark(event), "", "starts a second document; a recipe is one: remove this '---'")
-                    raise _Stop
+                    raise _StopError
                 root = self.node(next(self.events), (), 1)
         return root
 
     def node(self, event: Any, path: tuple[str, ...], depth: int) -> Node:
         mark, key = self.mark(event), ".".join(path)
         if depth > MAX_DEPTH:
-            self.note(mark, key[:60], f"is nested deeper than {MAX_DEPTH} levels; a recipe needs far fewer")
-            raise _Stop
+            self.note(mark, "", f"is nested deeper than {MAX_DEPTH} levels; a recipe needs far fewer")
+            raise _StopError
         if isinstance(event, yaml.AliasEvent):
-            self.note(mark, key, f"uses an alias (got *{event.anchor}); write the value out, or use vars: and '${{name}}'")
-            return Scalar(None, mark)
+            advice = "write the value out, or use vars: and '${name}'"
+            self.note(mark, key, f"uses an alias (got *{event.anchor}); {advice}")
+            return Scalar(None, mark, unknown=True)
         if event.anchor is not None:
             self.note(mark, key, f"has an anchor (got &{event.anchor}); remove it, or use vars: and '${{name}}'")
         if event.tag is not None:
             self.note(mark, key, f"has a tag (got {event.tag}); remove it: a recipe holds plain values only")
         if isinstance(event, yaml.ScalarEvent):
-            plainly = event.implicit[0] and event.style is None
-            return Scalar(resolve_scalar(event.value) if plainly else event.value, mark)
+            return Scalar(resolve_scalar(event.value) if event.implicit[0] else event.value, mark)
         if isinstance(event, yaml.SequenceStartEvent):
             return Items(tuple(self.items(path, depth)), mark)
         return Fields(self.fields(path, depth), mark)
@@ -212,21 +214,27 @@ class _Builder:
 
 def _explain(error: yaml.YAMLError, text: str, file: str) -> Problem:
     """The problem behind a syntax error, with what to do."""
+    lines = text.split("\n")
+    if isinstance(error, yaml.reader.ReaderError):
+        before = text.encode()[: error.position].decode("utf-8", "ignore").split("\n")
+        mark = Mark(file, len(before), len(before[-1]) + 1)
+        return Problem(str(mark), "", f"holds a control character (got U+{error.character:04X}); remove it")
     place = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if place is None:
         return Problem(file, "", f"is not YAML: {error}")
-    lines = text.split("\n")
     context = getattr(error, "context_mark", None)
     for number in dict.fromkeys([place.line, *([context.line] if context else [])]):
         line = lines[number] if number < len(lines) else ""
         if found := re.search(r"(?:^|[\s{\[,])([\w@.-]+:\s+|-\s+)?(>=?\s*[^\s>|+-][^,}\]#]*)", line):
             written = found[2].strip()
             mark = Mark(file, number + 1, found.start(2) + 1)
-            return Problem(str(mark), (found[1] or "").strip(" :-"), f"starts with '>' (got {written}); quote it: '{written}'")
+            key = (found[1] or "").strip(" :-")
+            return Problem(str(mark), key, f"starts with '>' (got {written}); quote it: '{written}'")
     what = getattr(error, "problem", None) or "cannot be read"
     around = getattr(error, "context", None)
     line = lines[place.line].strip() if place.line < len(lines) else ""
-    message = f"is not YAML: {what}{f' ({around})' if around else ''} (got {line[:80]!r}); check quotes, brackets and indentation"
+    got = f"{f' {around}' if around else ''}{f' (got {line[:80]!r})' if line else ''}"
+    message = f"is not YAML: {what}{got}; check quotes, brackets and indentation"
     return Problem(str(Mark(file, place.line + 1, place.column + 1)), "", message)
 
 
@@ -242,7 +250,7 @@ def read_document(text: str, file: str) -> Document:
     try:
         builder = _Builder(text, file)
         root = builder.build()
-    except _Stop:
+    except _StopError:
         root = None
     except yaml.YAMLError as error:
         noted = tuple(builder.problems) if builder else ()

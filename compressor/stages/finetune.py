@@ -21,6 +21,7 @@ class FinetuneStage(Stage):
 
     def run(self, job: Job) -> None:
         """Calls Finetuner as a user would."""
+        from compressor.evaluate.metrics import score
         from compressor.train.finetune import Finetuner
 
         Finetuner(
@@ -29,5 +30,6 @@ class FinetuneStage(Stage):
             train=self.train,
             seed=job.seed,
             device=job.device,
+            score=score,
             progress=job.progress,
         ).fit(job.out / "model", work=job.out)

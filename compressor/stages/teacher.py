@@ -40,16 +40,23 @@ class Teacher(Stage):
 
             import_model(source, job.out / "model", data=job.data, seed=job.seed)
             return
+        from compressor.evaluate.metrics import score
         from compressor.train.finetune import Finetuner
 
         Finetuner(
-            source, data=job.data, train=self.finetune.train, seed=job.seed, device=job.device, progress=job.progress
+            source,
+            data=job.data,
+            train=self.finetune.train,
+            seed=job.seed,
+            device=job.device,
+            score=score,
+            progress=job.progress,
         ).fit(job.out / "model", work=job.out)
 
 
 def _random_teacher(source: Path, job: Job) -> Path:
     """A folder with a small random model of the same depth and tokenizer, for smoke runs."""
-    from compressor.model.encoders import save_random_model
+    from compressor.model.random import save_random_model
 
     folder = job.out / "random"
     save_random_model(source, folder, hidden=32, heads=4, labels=job.data.labels, seed=job.seed)

@@ -1,0 +1,199 @@
+"""Texts as token ids, with what was lost on the way counted: truncated rows and unknown tokens.
+
+Needs tokenizers and numpy alone, so that timing processes start fast.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from compressor.data.rows import Text
+
+CHUNK_ROWS = 2048
+"""Rows handed to the tokenizer at a time; its own objects are some fifty times larger than the ids kept."""
+
+UNKNOWN_SHARE_LIMIT = 0.5
+"""Above this share of unknown tokens the vocabulary was not made for the script of the rows."""
+
+OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
+"""Model types whose first position is the padding id plus one."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as token ids, in the order of the texts.
+
+    ids: one int32 array a row, special tokens included. types: segment ids alike, None for single texts.
+    truncated: rows that were cut to the limit. unknown, total: tokens that the vocabulary lacks, and all tokens,
+    special ones left out.
+    """
+
+    ids: list[NDArray[np.int32]]
+    types: list[NDArray[np.int32]] | None
+    truncated: int
+    unknown: int
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row, shape (rows,)."""
+        return np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer with its limit; made by `open_encoder`."""
+
+    tokenizer: Tokenizer
+    max_tokens: int
+    pad_id: int
+    mask_id: int | None
+    """None where the vocabulary has no mask token."""
+    unknown_id: int | None
+    """None where every text can be spelled."""
+    special_ids: tuple[int, ...]
+
+    def encode(self, texts: Sequence[Text]) -> Encoded:
+        """The texts as ids; a row over `max_tokens` is cut (of a pair the longer text first) and counted."""
+        ids: list[NDArray[np.int32]] = []
+        types: list[NDArray[np.int32]] = []
+        truncated = unknown = total = 0
+        pairs = any(isinstance(text, tuple) for text in texts)
+        for start in range(0, len(texts), CHUNK_ROWS):
+            for row in self.tokenizer.encode_batch(list(texts[start : start + CHUNK_ROWS])):
+                row_ids = np.array(row.ids, dtype=np.int32)
+                ids.append(row_ids)
+                if pairs:
+                    types.append(np.array(row.type_ids, dtype=np.int32))
+                truncated += bool(row.overflowing)
+                total += len(row_ids) - sum(row.special_tokens_mask)
+                if self.unknown_id is not None:
+                    unknown += int((row_ids == self.unknown_id).sum())
+        return Encoded(ids, types if pairs else None, truncated, unknown, total)
+
+
+def open_encoder(folder: Path, max_tokens: int) -> Encoder:
+    """The tokenizer of a model folder, cutting rows at `max_tokens` (special tokens included).
+
+    Raises: InputError where there is no tokenizer.json, it cannot be read, or the model has fewer positions.
+    """
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise InputError(
+            f"{folder} holds no tokenizer.json; open the model once with transformers' AutoTokenizer and save it there "
+            "with save_pretrained"
+        )
+    if not isinstance(_read_json(file).get("model"), dict):
+        raise InputError(f"{file} describes no tokenizer: it has no `model`; save it again with save_pretrained")
+    tokenizer = Tokenizer.from_file(str(file))
+    settings = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
+    config = _read_json(folder / "config.json")
+    pad_id = _pad_id(tokenizer, settings, config)
+    limit = _positions(config, pad_id)
+    if limit is not None and max_tokens > limit:
+        raise InputError(f"data.max_tokens must be at most {limit}, the positions of {folder} (got {max_tokens})")
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens, strategy="longest_first")
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    return Encoder(
+        tokenizer,
+        max_tokens,
+        pad_id=pad_id,
+        mask_id=_token_id(tokenizer, settings, "mask_token", ("[MASK]", "<mask>")),
+        unknown_id=_token_id(tokenizer, settings, "unk_token", ("[UNK]", "<unk>")),
+        special_ids=tuple(sorted(special | {pad_id})),
+    )
+
+
+def collate(encoded: Encoded, indices: Sequence[int], pad_id: int) -> dict[str, NDArray[np.int64]]:
+    """The rows at `indices` as one batch padded to its longest: input_ids, attention_mask, token_type_ids.
+
+    Each of shape (len(indices), longest), int64.
+    """
+    rows = [encoded.ids[index] for index in indices]
+    types = None if encoded.types is None else [encoded.types[index] for index in indices]
+    return pad(rows, types, pad_id)
+
+
+def pad(
+    rows: Sequence[NDArray[np.int32]], types: Sequence[NDArray[np.int32]] | None, pad_id: int
+) -> dict[str, NDArray[np.int64]]:
+    """Rows of ids as one batch padded to its longest, with mask and segments; each (rows, longest) int64."""
+    longest = max((len(row) for row in rows), default=0)
+    shape = (len(rows), longest)
+    ids = np.full(shape, pad_id, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.int64)
+    segments = np.zeros(shape, dtype=np.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+        mask[place, : len(row)] = 1
+        if types is not None:
+            segments[place, : len(row)] = types[place]
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+
+
+def check_script(encoded: Encoded, name: str) -> None:
+    """Nothing, where the vocabulary knows the script of the rows; `name` says which rows.
+
+    Raises: InputError when over half of the tokens are unknown.
+    """
+    if encoded.total and encoded.unknown / encoded.total > UNKNOWN_SHARE_LIMIT:
+        share = encoded.unknown / encoded.total
+        raise InputError(
+            f"{name}: {share:.0%} of the tokens are unknown to the model's vocabulary; its tokenizer was made for "
+            "another language or script, or the file was read in the wrong encoding"
+        )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise InputError(f"{file} is not JSON: {problem}") from problem
+    return value if isinstance(value, dict) else {}
+
+
+def _token_id(tokenizer: Tokenizer, settings: Mapping[str, Any], key: str, usual: Sequence[str]) -> int | None:
+    """Id of a special token by its key in the tokenizer's settings, else by its usual spellings; None if absent."""
+    said = settings.get(key)
+    said = said.get("content") if isinstance(said, dict) else said
+    for token in [said] if isinstance(said, str) else usual:
+        number = tokenizer.token_to_id(token)
+        if number is not None:
+            return int(number)
+    return None
+
+
+def _pad_id(tokenizer: Tokenizer, settings: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    number = _token_id(tokenizer, settings, "pad_token", ("[PAD]", "<pad>"))
+    if number is not None:
+        return number
+    said = config.get("pad_token_id")
+    return said if isinstance(said, int) else 0
+
+
+def _positions(config: Mapping[str, Any], pad_id: int) -> int | None:
+    """How many tokens a row may have by the model's position table; None where config.json does not say."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    return positions - (pad_id + 1) if config.get("model_type") in OFFSET_POSITIONS else positions

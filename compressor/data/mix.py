@@ -1,0 +1,31 @@
+"""The words of a recipe's `mix`, for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compressor.data.settings import Augment, Keep, Mix, Unlabelled
+from compressor.settings import Number
+
+
+def unlabelled(
+    ratio: float,
+    *,
+    weight: Number = 1.0,
+    keep: Keep | Mapping[str, float] | None = None,
+    augment: Augment | Mapping[str, float] | None = None,
+) -> Mix:
+    """Batches of which `ratio` are unlabelled rows.
+
+    Args:
+        ratio: unlabelled share of the rows in a batch, in [0, 1).
+        weight: factor of the unlabelled rows' terms; a number or `ramp(...)`.
+        keep: which rows are used, such as {"confidence": 0.8}; all unless given.
+        augment: changes to all rows, such as {"mask": 0.1}; none unless given.
+
+    >>> unlabelled(0.7, keep={"confidence": 0.8}).unlabelled.keep.confidence
+    0.8
+    """
+    kept = keep if isinstance(keep, Keep) else Keep.model_validate(dict(keep or {}))
+    changes = augment if isinstance(augment, Augment) else Augment.model_validate(dict(augment or {}))
+    return Mix(unlabelled=Unlabelled(ratio=ratio, weight=weight, keep=kept), augment=changes)

@@ -1,0 +1,179 @@
+"""Two models on the same rows: how far a score falls, with intervals that hold for few rows and few disagreements.
+
+Rows are resampled as counts of (reference, one answer, the other answer), which is the same as resampling rows. A few
+pseudo-rows are added first (Agresti and Coull 1998 for one score, Bonett and Price 2012 for a difference), without
+which 64 rows on which two models agree would seem to prove that they never differ.
+"""
+# N rows, C classes, S resamples
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from compressor.bench.statistics import Interval
+from compressor.errors import InputError
+from compressor.evaluate.metrics import confusion, metric_function
+from compressor.settings import LOWER_IS_BETTER
+
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score in fractions with its two-sided 95 % interval and the rows it was taken on."""
+
+    value: float
+    low: float
+    high: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Rows that are right for both, for the reference alone, for the subject alone, and for neither."""
+
+    both: int
+    lost: int
+    won: int
+    neither: int
+
+
+def score_interval(
+    metric: str,
+    predictions: np.ndarray | Sequence[int],
+    references: np.ndarray | Sequence[int],
+    labels: Sequence[str],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Score:
+    """Score of one model with its two-sided interval at `confidence`: percentile bootstrap of rows, seeded.
+
+    Raises InputError for an unknown metric or when predictions and references differ in number or are none.
+    """
+    references, predictions = np.asarray(references), np.asarray(predictions)
+    _check(references, predictions)
+    function, classes = metric_function(metric, labels), len(labels)
+    value = float(function(confusion(references, predictions, classes)))
+    every = np.arange(classes)
+    right, wrong = np.stack([every, every]), np.stack([every, (every + 1) % classes])
+    cells, weights = np.unique(np.stack([references, predictions]), axis=1, return_counts=True)
+    cells = np.concatenate([cells, right, wrong], axis=1)
+    weights = np.concatenate([weights, np.full(2 * classes, 2.0 / classes)])
+    drawn = _draw(weights, seed)
+    low, high = _ends(function(_confusions(drawn, cells[0], cells[1], classes)), confidence)
+    return Score(value, min(low, value), max(high, value), len(references))
+
+
+def drop(
+    metric: str,
+    reference_predictions: np.ndarray,
+    predictions: np.ndarray,
+    references: np.ndarray,
+    labels: Sequence[str],
+    *,
+    confidence: float = 0.95,
+    relative: bool = False,
+    seed: int = 0,
+) -> Interval:
+    """How far the score falls from the reference model to the subject, in fractions; positive is worse.
+
+    Args:
+        metric: a metric or METRIC@CLASS.
+        reference_predictions: class ids of the model compared with, shape (N,).
+        predictions: class ids of the subject on the same rows.
+        references: the rows' own class ids.
+        labels: class names in the order of their ids.
+        confidence: two-sided; 0.90 gives the two one-sided 95 % bounds.
+        relative: divide the fall by the reference's score.
+        seed: of the resamples.
+    Raises: InputError for an unknown metric or when the three differ in length or are empty.
+    """
+    _check(references, predictions)
+    _check(references, reference_predictions)
+    function, classes = metric_function(metric, labels), len(labels)
+    sign = -1.0 if metric.partition("@")[0] in LOWER_IS_BETTER else 1.0
+
+    def fall(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        difference = sign * (before - after)
+        if not relative:
+            return np.asarray(difference)
+        zeros = np.zeros_like(difference)
+        return np.asarray(np.divide(difference, np.abs(before), out=zeros, where=before != 0))
+
+    before, after = (confusion(references, one, classes) for one in (reference_predictions, predictions))
+    value = float(fall(np.atleast_1d(function(before)), np.atleast_1d(function(after)))[0])
+    cells, weights = np.unique(np.stack([references, reference_predictions, predictions]), axis=1, return_counts=True)
+    every = np.arange(classes)
+    wrong = (every + 1) % classes
+    cells = np.concatenate([cells, np.stack([every, every, wrong]), np.stack([every, wrong, every])], axis=1)
+    drawn = _draw(np.concatenate([weights, np.full(2 * classes, 1.0 / classes)]), seed)
+    befores, afters = (function(_confusions(drawn, cells[0], cells[side], classes)) for side in (1, 2))
+    low, high = _ends(fall(befores, afters), confidence)
+    return Interval(value, min(low, value), max(high, value))
+
+
+def agreement(reference_predictions: np.ndarray, predictions: np.ndarray) -> float:
+    """Share of rows on which two models answer alike, right or wrong.
+
+    >>> agreement(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]))
+    0.75
+    """
+    _check(reference_predictions, predictions)
+    return float(np.mean(np.asarray(reference_predictions) == np.asarray(predictions)))
+
+
+def flips(reference_predictions: np.ndarray, predictions: np.ndarray, references: np.ndarray) -> Flips:
+    """Rows by who is right."""
+    _check(references, predictions)
+    _check(references, reference_predictions)
+    before, after = reference_predictions == references, predictions == references
+    return Flips(
+        both=int(np.sum(before & after)),
+        lost=int(np.sum(before & ~after)),
+        won=int(np.sum(~before & after)),
+        neither=int(np.sum(~before & ~after)),
+    )
+
+
+def rows_to_decide(limit: float, discordant_share: float, *, confidence: float = 0.95) -> int:
+    """Rows at which a model whose true drop is zero is expected to prove a drop of at most `limit` (fraction > 0).
+
+    `discordant_share` is the share of rows on which exactly one of the two models is right.
+
+    >>> rows_to_decide(0.01, 0.02)
+    542
+    """
+    if limit <= 0:
+        raise ValueError(f"limit must be above 0 (got {limit:g})")
+    return math.ceil(discordant_share * (NormalDist().inv_cdf(confidence) / limit) ** 2)
+
+
+def _check(references: np.ndarray, predictions: np.ndarray) -> None:
+    if len(references) != len(predictions) or len(references) == 0:
+        raise InputError(f"models are compared on the same rows (got {len(references)} and {len(predictions)})")
+
+
+def _draw(weights: np.ndarray, seed: int) -> np.ndarray:
+    """Resampled counts of shape (S, cells), each resample with as many rows as the weights sum to."""
+    total = float(weights.sum())
+    return np.random.default_rng(seed).multinomial(round(total), weights / total, size=RESAMPLES)
+
+
+def _confusions(drawn: np.ndarray, references: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """Confusion matrices of shape (S, C, C) from counts of shape (S, cells)."""
+    place = references * classes + predictions
+    flat = np.zeros((len(drawn), classes * classes))
+    for one in np.unique(place):
+        flat[:, one] = drawn[:, place == one].sum(1)
+    return flat.reshape(-1, classes, classes)
+
+
+def _ends(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return float(low), float(high)

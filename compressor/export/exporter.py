@@ -1,0 +1,236 @@
+"""A model folder as fused fp32 ONNX, proven to answer as PyTorch does, and as a folder to deploy."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from compressor.data.encode import Encoded, collate, open_encoder
+from compressor.data.rows import Text, open_data
+from compressor.errors import StageError
+from compressor.export.audit import Audit, audit
+from compressor.export.folder import deploy
+from compressor.export.fusion import fuse, pin_heads
+from compressor.export.parity import Difference, require_alike
+from compressor.model.encoders import load_model, shapes
+from compressor.model.manifest import read_manifest
+from compressor.runtime.onnx import Inputs, Logits, OnnxEngine
+from compressor.runtime.predictor import MODEL_FILE, by_length, find_engine, load
+from compressor.stage import Decision, Progress, silent
+
+OPSET = 17
+PROBE_ROWS = 32
+"""Real rows on which the forms of the model are compared."""
+SAMPLE_TEXTS = (
+    "A warm, funny and honest film that never overstays its welcome.",
+    "Dull.",
+    "It took three phone calls and two weeks before anybody at the company was willing to say what had gone wrong.",
+    "Das Frühstück war köstlich - 美味しかった, très bon!",
+    "",
+)
+"""Compared on where no rows are given."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Proof that the ONNX file answers as PyTorch does, on real rows in batches of 1, 3 and more."""
+
+    raw: Difference
+    """The graph as traced, against PyTorch."""
+    fused: Difference
+    """The graph as written, against PyTorch."""
+    audit: Audit
+    logits: Logits
+    """PyTorch's own, shape (rows, classes)."""
+
+
+def export_onnx(folder: Path, out: Path, *, texts: Sequence[Text], progress: Progress = silent) -> Parity:
+    """`out`, a fused fp32 ONNX file with free batch and length, and how close it is to PyTorch on `texts`.
+
+    The bytes depend on the model and the library versions alone, not on the texts or the process.
+
+    Args:
+        folder: model folder with safetensors.
+        out: file to write; its folder is made.
+        texts: rows to compare on; the first 32 are used.
+    Raises: StageError when a graph answers otherwise than PyTorch, and then writes nothing.
+    """
+    manifest, probe = read_manifest(folder), list(texts)[:PROBE_ROWS] or list(SAMPLE_TEXTS)
+    encoder = open_encoder(folder, manifest.max_tokens)
+    encoded = encoder.encode(probe)
+    model = load_model(folder, attention="eager").eval()
+    model.config.use_cache = False
+    names = input_names(model)
+    progress("export", 0, 4)
+    reference = _answer(encoded, encoder.pad_id, lambda inputs: _torch_logits(model, inputs))
+    traced = trace(model, names)
+    pin_heads(traced)
+    progress("export", 1, 4)
+    raw_bytes = traced.SerializeToString(deterministic=True)
+    raw = _require(raw_bytes, encoded, encoder.pad_id, reference, f"the ONNX graph traced from {folder}")
+    progress("export", 2, 4)
+    fused = fuse(traced)
+    fused_bytes = fused.SerializeToString(deterministic=True)
+    progress("export", 3, 4)
+    close = _require(fused_bytes, encoded, encoder.pad_id, reference, f"the fused ONNX graph of {folder}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    partial.write_bytes(fused_bytes)
+    partial.replace(out)
+    progress("export", 4, 4)
+    return Parity(raw=raw, fused=close, audit=audit(fused, shapes(model)), logits=reference)
+
+
+def input_names(model: Any) -> tuple[str, ...]:
+    """What the graph is fed: segment ids only where the model tells two segments apart."""
+    segments = ("token_type_ids",) if getattr(model.config, "type_vocab_size", 0) > 1 else ()
+    return ("input_ids", "attention_mask", *segments)
+
+
+class _LogitsOnly(nn.Module):
+    """The model as a function of tensors, with logits as its only output."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = tuple(names)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits, shape (rows, classes)."""
+        logits: Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
+        return logits
+
+
+def trace(model: Any, names: Sequence[str]) -> onnx.ModelProto:
+    """The model's graph by torch.onnx's tracer, opset 17, with free `batch` and `length`."""
+    axes: dict[str, dict[int, str]] = {name: {0: "batch", 1: "length"} for name in names}
+    with tempfile.TemporaryDirectory(prefix="compressor-") as folder, warnings.catch_warnings(), torch.no_grad():
+        file = Path(folder) / MODEL_FILE
+        warnings.simplefilter("ignore")  # the tracer warns of every Python branch; parity is the proof
+        torch.onnx.export(
+            _LogitsOnly(model, names).eval(),
+            dummy_inputs(model, names),
+            file,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(names),
+            output_names=["logits"],
+            dynamic_axes={**axes, "logits": {0: "batch"}},
+        )
+        return onnx.load(str(file))
+
+
+def dummy_inputs(model: Any, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """Inputs of the right shapes for tracing, by optimum; leaves every random generator as it was."""
+    from optimum.utils.input_generators import DummyTextInputGenerator
+    from optimum.utils.normalized_config import NormalizedConfigManager
+
+    kind = model.config.model_type.removeprefix("pruned-")
+    normal = NormalizedConfigManager.get_normalized_config_class(kind)(model.config)
+    maker = DummyTextInputGenerator("text-classification", normal, batch_size=2, sequence_length=16)
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return tuple(maker.generate(name, framework="pt") for name in names)
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
+
+
+def _torch_logits(model: Any, inputs: Inputs) -> Logits:
+    with torch.inference_mode():
+        logits: Logits = model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.numpy()
+    return logits
+
+
+def _answer(encoded: Encoded, pad_id: int, ask: Callable[[Inputs], Logits]) -> Logits:
+    """Logits of all rows: the shortest and the longest alone, the others in batches of 3 and more."""
+    order = [index for batch in by_length(encoded, 1) for index in batch]
+    middle = order[1:-1]
+    batches = [order[:1], middle[:3], middle[3:], order[-1:] if len(order) > 1 else []]
+    answers: dict[int, Logits] = {}
+    for batch in batches:
+        if batch:
+            answers.update(zip(batch, ask(collate(encoded, batch, pad_id)), strict=True))
+    return np.stack([answers[index] for index in range(len(order))]).astype(np.float32)
+
+
+def _require(graph: bytes, encoded: Encoded, pad_id: int, reference: Logits, what: str) -> Difference:
+    engine = OnnxEngine(graph, spinning=False)
+    return require_alike(reference, _answer(encoded, pad_id, engine.logits), what=what)
+
+
+class Exporter:
+    """A model folder, made into one to deploy: model.onnx, tokenizer, config, compressor.json and predict.py."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        data: Any = None,
+        progress: Progress = silent,
+        decide: Callable[[Decision], None] | None = None,
+    ) -> None:
+        """Take a model folder; one that holds model.onnx is taken as it is.
+
+        Args:
+            data: rows to prove the export on (DataSets, or settings of the recipe's `data`); None takes a few
+                sentences of our own.
+            decide: told what was fused.
+        """
+        self.model = Path(model)
+        self.data = data
+        self.progress = progress
+        self.decide = decide
+
+    def export(self, out: str | Path) -> Path:
+        """The folder `out`, written whole or not at all, reloaded and compared.
+
+        Raises: InputError for an input that is no model; StageError when the answers differ or `out` is there.
+        """
+        out = Path(out)
+        if out.exists() and any(out.iterdir()):
+            raise StageError(f"{out} is there already and not empty; give another folder or remove it")
+        texts = self._texts()
+        partial = out.with_name(out.name + ".partial")
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        if find_engine(self.model) == "onnxruntime":
+            reference = load(self.model, spinning=False).logits(texts)
+            file = self.model / MODEL_FILE
+        else:
+            file = partial / MODEL_FILE
+            reference = self._convert(file, texts)
+        deploy(file, self.model, partial, manifest=read_manifest(self.model))
+        require_alike(reference, load(partial, spinning=False).logits(texts), what=f"{out}, opened again,")
+        if out.exists():
+            out.rmdir()
+        partial.replace(out)
+        return out
+
+    def _convert(self, file: Path, texts: Sequence[Text]) -> Logits:
+        parity = export_onnx(self.model, file, texts=texts, progress=self.progress)
+        if self.decide is not None:
+            left = ", ".join(f"{gap} {name}" for name, gap in parity.audit.missing.items())
+            because = f"differs from PyTorch by {parity.fused.largest:.2g} at most on {parity.fused.rows} rows"
+            slower = f"; left in pieces (slower, not wrong): {left}" if left else ""
+            self.decide(Decision(kind="fusion", chosen=str(parity.audit), because=because + slower))
+        return parity.logits
+
+    def _texts(self) -> list[Text]:
+        if self.data is not None:
+            return list(open_data(self.data).select.texts[:PROBE_ROWS])
+        pairs = len(read_manifest(self.model).text) == 2
+        return [(text, text[::-1]) if pairs else text for text in SAMPLE_TEXTS]

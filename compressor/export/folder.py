@@ -1,0 +1,72 @@
+"""The folder people deploy: runs with onnxruntime, tokenizers and numpy alone, and opens in optimum."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import InputError
+from compressor.model.manifest import Manifest, read_config
+from compressor.runtime.predictor import MODEL_FILE
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+PLACES = ("_name_or_path", "name_or_path")
+"""Keys of config files that say where a model once lay."""
+SHAPES = ("auto_map", "layer_shapes", "head_size")
+"""Keys of a pruned config that stock transformers does not know; the true shapes stand in compressor.json."""
+
+
+def deploy(model: Path, source: Path, out: Path, *, manifest: Manifest) -> Path:
+    """`out` with model.onnx, config.json, tokenizer files, compressor.json and predict.py.
+
+    Args:
+        model: ONNX file; may lie in `out` already.
+        source: model folder whose config.json and tokenizer are taken.
+        manifest: what is written to compressor.json; its precision is that of `model`.
+    Raises: InputError when `source` has no tokenizer.json or config.json.
+    """
+    if not (source / "tokenizer.json").is_file():
+        raise InputError(f"{source} holds no tokenizer.json, which predict.py needs; save its fast tokenizer there")
+    out.mkdir(parents=True, exist_ok=True)
+    if model.resolve() != (out / MODEL_FILE).resolve():
+        shutil.copyfile(model, out / MODEL_FILE)
+    _write_json(out / "config.json", stock_config(read_config(source), manifest))
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            _copy_tokenizer_file(source / name, out / name)
+    manifest.write(out)
+    shutil.copyfile(Path(__file__).with_name("predict.py"), out / "predict.py")
+    return out
+
+
+def stock_config(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """config.json with a model_type that stock transformers knows and the manifest's class names."""
+    kept = {key: value for key, value in config.items() if key not in (*PLACES, *SHAPES)}
+    pruned = str(config.get("model_type", "")).startswith("pruned-")
+    if pruned:
+        kept["model_type"] = config["model_type"].removeprefix("pruned-")
+        kept["architectures"] = [name.removeprefix("Pruned") for name in config.get("architectures") or ()]
+    kept["id2label"] = {str(index): label for index, label in enumerate(manifest.labels)}
+    kept["label2id"] = {label: index for index, label in enumerate(manifest.labels)}
+    return kept
+
+
+def _copy_tokenizer_file(source: Path, target: Path) -> None:
+    """As it is, without the place it came from."""
+    if source.name != "tokenizer_config.json":
+        shutil.copyfile(source, target)
+        return
+    content = json.loads(source.read_text(encoding="utf-8"))
+    _write_json(target, {key: value for key, value in content.items() if key not in PLACES})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

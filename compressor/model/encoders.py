@@ -1,0 +1,368 @@
+"""Opening, naming the parts of, and saving encoders; with pruned_modeling the only file that spells module names."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from optimum.exporters.tasks import TasksManager
+from optimum.utils import NormalizedConfigManager
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from compressor.errors import InputError, StageError
+from compressor.model import pruned_modeling
+from compressor.model.manifest import LayerShape, Manifest, Shapes, config_labels, read_config
+from compressor.model.pruned_modeling import AbsentAttention, BiasOnly, PrunedBertConfig
+
+RELOAD_TOLERANCE = 1e-5
+"""Largest difference of a logit between a model and what its folder gives back."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+AUTO_MAP = {
+    "AutoConfig": "pruned_modeling.PrunedBertConfig",
+    "AutoModel": "pruned_modeling.PrunedBertModel",
+    "AutoModelForSequenceClassification": "pruned_modeling.PrunedBertForSequenceClassification",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The parts of one transformer layer; projections are None where that half of the layer is gone."""
+
+    whole: nn.Module
+    heads: int
+    head_size: int
+    neurons: int
+    query: nn.Linear | None
+    key: nn.Linear | None
+    value: nn.Linear | None
+    attention_output: nn.Linear | BiasOnly
+    attention_norm: nn.LayerNorm
+    up: nn.Linear | None
+    down: nn.Linear | BiasOnly
+    norm: nn.LayerNorm
+
+    @property
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """The projections that are there, in the order of use."""
+        parts = (self.query, self.key, self.value, self.attention_output, self.up, self.down)
+        return tuple(part for part in parts if isinstance(part, nn.Linear))
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of an encoder with its classifier."""
+
+    encoder: PreTrainedModel
+    embeddings: nn.Module
+    tables: tuple[nn.Embedding, ...]
+    """Word, position and type embeddings."""
+    embedding_norm: nn.LayerNorm
+    layers: tuple[Layer, ...]
+    pooler: nn.Linear | None
+    classifier: nn.Linear
+
+
+def _bert_layer(module: Any, head_size: int) -> Layer:
+    inner, has_neurons = module.attention.self, hasattr(module.intermediate, "dense")
+    has_heads = not isinstance(inner, AbsentAttention)
+    return Layer(
+        whole=module,
+        heads=inner.query.out_features // inner.attention_head_size if has_heads else 0,
+        head_size=inner.attention_head_size if has_heads else head_size,
+        neurons=module.intermediate.dense.out_features if has_neurons else 0,
+        query=inner.query if has_heads else None,
+        key=inner.key if has_heads else None,
+        value=inner.value if has_heads else None,
+        attention_output=module.attention.output.dense,
+        attention_norm=module.attention.output.LayerNorm,
+        up=module.intermediate.dense if has_neurons else None,
+        down=module.output.dense,
+        norm=module.output.LayerNorm,
+    )
+
+
+def _bert_anatomy(model: Any) -> Anatomy:
+    encoder, config = model.base_model, model.config
+    size = getattr(config, "head_size", None) or config.hidden_size // config.num_attention_heads
+    parts = encoder.embeddings
+    return Anatomy(
+        encoder=encoder,
+        embeddings=parts,
+        tables=(parts.word_embeddings, parts.position_embeddings, parts.token_type_embeddings),
+        embedding_norm=parts.LayerNorm,
+        layers=tuple(_bert_layer(module, size) for module in encoder.encoder.layer),
+        pooler=encoder.pooler.dense if encoder.pooler is not None else None,
+        classifier=model.classifier,
+    )
+
+
+ANATOMIES = {"bert": _bert_anatomy, PrunedBertConfig.model_type: _bert_anatomy}
+"""Model type to the function that finds its parts."""
+
+
+def anatomy(model: PreTrainedModel) -> Anatomy:
+    """The parts of `model`; InputError for an encoder whose module names are not known here."""
+    kind = model.config.model_type
+    if kind not in ANATOMIES:
+        raise InputError(
+            f"models of type {kind!r} cannot be distilled into, pruned or exported; known are {', '.join(ANATOMIES)}"
+        )
+    return ANATOMIES[kind](model)
+
+
+def shapes(model: PreTrainedModel) -> Shapes:
+    """Width, layers and vocabulary of `model`, read from its modules where the parts are known, else its config."""
+    kind = "bert" if model.config.model_type == PrunedBertConfig.model_type else model.config.model_type
+    normal = NormalizedConfigManager.get_normalized_config_class(kind)(model.config)
+    if model.config.model_type in ANATOMIES:
+        parts = anatomy(model).layers
+        layers = tuple(LayerShape(heads=each.heads, head_size=each.head_size, ffn=each.neurons) for each in parts)
+    else:
+        size = normal.hidden_size // normal.num_attention_heads
+        shape = LayerShape(heads=normal.num_attention_heads, head_size=size, ffn=normal.config.intermediate_size)
+        layers = (shape,) * normal.num_layers
+    return Shapes(hidden=normal.hidden_size, layers=layers, vocabulary=normal.vocab_size)
+
+
+@contextlib.contextmanager
+def record_hidden(model: PreTrainedModel, *, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """A dict that each forward of `model` fills with the chosen layers' outputs, shape (rows, tokens, hidden).
+
+    Layer 0 is the embeddings' output, layer n that of the n-th transformer layer. The tensors keep their gradients.
+    """
+    parts = anatomy(model)
+    modules = (parts.embeddings, *(layer.whole for layer in parts.layers))
+    wrong = [layer for layer in layers if not 0 <= layer < len(modules)]
+    if wrong:
+        raise InputError(f"there is no layer {wrong[0]}: the model has layers 0 (embeddings) to {len(modules) - 1}")
+    states: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            states[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    hooks = [modules[layer].register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No loading report, warnings or progress bars of transformers inside."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder; InputError when there is none, naming pickles where those are all."""
+    found = sorted(folder.glob("*.safetensors"))
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if not found:
+        what = f"only pickled weights ({', '.join(pickles)}), which are never read" if pickles else "no weights"
+        raise InputError(f"{folder} holds {what}; convert the model to model.safetensors with save_pretrained")
+    return found
+
+
+def has_head(folder: str | Path) -> bool:
+    """True where the checkpoint holds a trained classifier."""
+    for path in weight_files(Path(folder)):
+        with safe_open(path, framework="pt") as weights:
+            if any(name.startswith("classifier.") for name in weights.keys()):  # noqa: SIM118 - not a dict
+                return True
+    return False
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    attention: Literal["sdpa", "eager"] = "sdpa",
+    make_head: bool = True,
+) -> PreTrainedModel:
+    """The classifier in `folder` in fp32 and eval mode; never runs code from the folder.
+
+    Args:
+        labels: class names in the order of their ids. A head with the same classes in another order is put in this
+            order; a head with default names is given these; where there is no head, or one with another count, a new
+            one is drawn from torch's random numbers. None takes the head as it is.
+        attention: `eager` is what ONNX export needs.
+        make_head: False refuses where a new head would be drawn; for models that must have been trained.
+    Raises: InputError for pickled or missing weights, weights that do not fit config.json, or other class names.
+    """
+    folder = Path(folder)
+    weight_files(folder)
+    written = read_config(folder)
+    headed = has_head(folder)
+    if labels is None and not headed:
+        raise InputError(f"{folder} has no trained classifier; give labels to make one, and train it")
+    names = config_labels(written)
+    fresh = labels is not None and (not headed or len(labels) != len(names))
+    if labels is not None and fresh and not make_head:
+        found = f"a classifier for {', '.join(names)}" if headed else "no trained classifier"
+        raise InputError(f"{folder} has {found}, but the rows' classes are {', '.join(labels)}; fine-tune it on them")
+    count = len(labels) if labels is not None and fresh else len(names)
+    with quiet_transformers():
+        model, report = _open(folder, written, attention, count)
+    _check_report(folder, report, fresh=fresh, headed=headed)
+    if labels is not None:
+        if not fresh:
+            _order_head(model, names, labels, folder)
+        set_labels(model, labels)
+    return cast(PreTrainedModel, model.eval())
+
+
+def _open(folder: Path, written: Mapping[str, Any], attention: str, count: int) -> tuple[Any, Mapping[str, Any]]:
+    pruned = written.get("model_type") == PrunedBertConfig.model_type
+    try:
+        if pruned:
+            config: Any = PrunedBertConfig.from_pretrained(folder)
+            family: Any = pruned_modeling.PrunedBertForSequenceClassification
+        else:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            family = TasksManager.get_model_class_for_task("text-classification", model_type=config.model_type)
+        config.num_labels = count
+        extra = {} if pruned else {"trust_remote_code": False}
+        opened: tuple[Any, Mapping[str, Any]] = family.from_pretrained(
+            folder, config=config, attn_implementation=attention, dtype=torch.float32, use_safetensors=True,
+            ignore_mismatched_sizes=True, output_loading_info=True, **extra,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} cannot be opened as a text classifier: {error}") from error
+    return opened
+
+
+def _check_report(folder: Path, report: Mapping[str, Any], *, fresh: bool, headed: bool) -> None:
+    """Refuse weights that transformers would have drawn at random without a word."""
+    allowed = ("classifier.",) if headed else ("classifier.", "bert.pooler.", "mpnet.pooler.")
+    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]]
+    lost = [name for name in (*report["missing_keys"], *mismatched) if not (fresh and name.startswith(allowed))]
+    if lost:
+        raise InputError(
+            f"{folder}: the weights do not fit config.json: {', '.join(sorted(lost)[:3])}"
+            f"{f' and {len(lost) - 3} more' if len(lost) > 3 else ''} would be random; save the model again"
+        )
+
+
+def _order_head(model: Any, names: Sequence[str], labels: Sequence[str], folder: Path) -> None:
+    """Permute the classifier's rows where the same classes stand in another order."""
+    if all(name.startswith("LABEL_") for name in names):
+        return
+    known = {name.casefold(): index for index, name in enumerate(names)}
+    if {label.casefold() for label in labels} != known.keys():
+        raise InputError(
+            f"{folder} answers {', '.join(names)}, but the rows' classes are {', '.join(labels)}; "
+            "name the classes as the model does (data.labels, label.bins)"
+        )
+    order = [known[label.casefold()] for label in labels]
+    head = anatomy(model).classifier if model.config.model_type in ANATOMIES else getattr(model, "classifier", None)
+    if order == sorted(order):
+        return
+    if not isinstance(head, nn.Linear):
+        raise InputError(f"{folder}: write data.labels in the model's order, {', '.join(names)}")
+    with torch.no_grad():
+        head.weight.copy_(head.weight[order].clone())
+        head.bias.copy_(head.bias[order].clone())
+
+
+def set_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:
+    """Write class names, in the order of their ids, into the model's config."""
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {label: index for index, label in enumerate(labels)}
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Put the tokenizer of `source` into `folder`, made fast (tokenizer.json) where it was not."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file() and (source / name).resolve() != (folder / name).resolve():
+            shutil.copyfile(source / name, folder / name)
+    if (folder / "tokenizer.json").is_file():
+        return
+    try:
+        with quiet_transformers():
+            AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False).save_pretrained(folder)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(f"{source} holds no tokenizer.json and none can be made from its files: {error}") from error
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"{source} holds no tokenizer.json and none can be made from its files; add one")
+
+
+def model_logits(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits of `model` in eval mode without gradients, on the model's device; its mode is put back."""
+    training, device = model.training, next(model.parameters()).device
+    with torch.inference_mode():
+        logits: Tensor = model.eval()(**{name: value.to(device) for name, value in inputs.items()}).logits
+    model.train(training)
+    return logits
+
+
+def save_model(
+    model: PreTrainedModel, folder: str | Path, *, tokenizer_from: Path, manifest: Manifest, probe: Mapping[str, Tensor]
+) -> Path:
+    """`folder`, holding safetensors, config, tokenizer and compressor.json, after it was opened and compared.
+
+    Args:
+        manifest: its `shapes` are replaced by the model's true ones, its `labels` go to config.json.
+        probe: inputs (input_ids and so on) on which model and reloaded model must agree to 1e-5.
+    Raises: InputError where the folder holds pickles; StageError when the reloaded model answers otherwise.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
+    if pickles:
+        names = ", ".join(sorted(pickles))
+        raise InputError(f"{folder} holds pickles ({names}); only safetensors are saved: empty it first")
+    set_labels(model, manifest.labels)
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    if model.config.model_type == PrunedBertConfig.model_type:
+        config = {**read_config(folder), "auto_map": AUTO_MAP}
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        shutil.copyfile(Path(pruned_modeling.__file__), folder / "pruned_modeling.py")
+    copy_tokenizer(Path(tokenizer_from), folder)
+    replace(manifest, shapes=shapes(model)).write(folder)
+    check_reload(model, folder, probe)
+    return folder
+
+
+def check_reload(model: PreTrainedModel, folder: Path, probe: Mapping[str, Tensor]) -> float:
+    """The largest difference of a logit between `model` and what `folder` gives back; StageError above 1e-5."""
+    attention = "eager" if model.config._attn_implementation == "eager" else "sdpa"
+    again = load_model(folder, attention=cast(Literal["sdpa", "eager"], attention))
+    again.to(next(model.parameters()).device)
+    difference = float((model_logits(model, probe) - model_logits(again, probe)).abs().max())
+    if not difference <= RELOAD_TOLERANCE:
+        raise StageError(
+            f"{folder} does not give back the model that was saved: logits differ by {difference:.3g}, at most "
+            f"{RELOAD_TOLERANCE:g} is right; check the disk and the installed transformers"
+        )
+    return difference

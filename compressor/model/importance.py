@@ -1,0 +1,130 @@
+"""How much each head, neuron and layer matters: scores that are comparable per multiply-accumulate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compressor.errors import InputError
+from compressor.model.encoders import Layer, anatomy, shapes
+from compressor.model.footprint import head_macs, layer_macs, neuron_macs
+from compressor.model.gates import gated
+
+# B rows, L tokens, H heads, F neurons
+
+LossPerRow = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, C), targets) to loss, shape (B,)."""
+
+
+class Examples(Protocol):
+    """A batch: what the model takes, and what the loss compares with."""
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """input_ids, attention_mask and so on, each (B, L)."""
+
+    @property
+    def targets(self) -> Tensor:
+        """Labels (B,), or what else the loss takes, one a row."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Float64 on the CPU, >= 0; more matters more."""
+
+    heads: tuple[Tensor, ...]
+    """One a layer, shape (H,)."""
+    neurons: tuple[Tensor, ...]
+    """One a layer, shape (F,)."""
+    layers: Tensor
+    """Shape (layers,)."""
+
+
+def taylor(model: PreTrainedModel, batches: Iterable[Examples], loss_per_row: LossPerRow) -> Scores:
+    """Mean over rows of |d loss of the row / d gate|, exactly, with one backward a batch.
+
+    The sum over rows comes after the absolute value (Michel et al. 2019, https://arxiv.org/abs/1905.10650, equation 2),
+    so signs of rows do not cancel and the score does not depend on the batch size or on padding.
+    A gate stands on each head's context, each neuron's activation, and each layer's change to its input.
+    Raises: InputError when there is no row.
+    """
+    sizes, device, training = shapes(model), next(model.parameters()).device, model.training
+    widths = [*(each.heads for each in sizes.layers), *(each.ffn for each in sizes.layers), *(1 for _ in sizes.layers)]
+    sums = [torch.zeros(width, dtype=torch.float64) for width in widths]
+    rows, count = 0, len(sizes.layers)
+    model.eval()
+    for batch in batches:
+        inputs = {name: value.to(device) for name, value in batch.inputs.items()}
+        size = len(inputs["input_ids"])
+        gates = [torch.ones(size, width, device=device, requires_grad=True) for width in widths]
+        whole = [gate.squeeze(1) for gate in gates[2 * count :]]
+        with gated(model, heads=gates[:count], neurons=gates[count : 2 * count], layers=whole), torch.enable_grad():
+            losses = loss_per_row(model(**inputs).logits, batch.targets.to(device))
+        used = [index for index, width in enumerate(widths) if width]
+        slopes = torch.autograd.grad(losses.sum(), [gates[index] for index in used])
+        for index, slope in zip(used, slopes, strict=True):
+            sums[index] += slope.detach().abs().double().sum(0).cpu()
+        rows += size
+    model.train(training)
+    if rows == 0:
+        raise InputError("taylor importance needs rows with labels or a teacher; none were given")
+    means = [total / rows for total in sums]
+    return Scores(tuple(means[:count]), tuple(means[count : 2 * count]), torch.cat(means[2 * count :]))
+
+
+def magnitude(model: PreTrainedModel) -> Scores:
+    """Squared norm of the weights that would go with each part; a layer's is the sum of its parts."""
+    parts = [(_head_norms(layer), _neuron_norms(layer)) for layer in anatomy(model).layers]
+    return Scores(
+        heads=tuple(heads for heads, _ in parts),
+        neurons=tuple(neurons for _, neurons in parts),
+        layers=torch.stack([heads.sum() + neurons.sum() for heads, neurons in parts]),
+    )
+
+
+def randomly(model: PreTrainedModel, *, seed: int) -> Scores:
+    """Uniform random numbers times each part's multiply-accumulates: the control for the other criteria."""
+    sizes, source = shapes(model), torch.Generator().manual_seed(seed)
+
+    def draw(count: int, scale: float) -> Tensor:
+        return torch.rand(count, generator=source, dtype=torch.float64) * scale
+
+    hidden = sizes.hidden
+    return Scores(
+        heads=tuple(draw(each.heads, head_macs(each.head_size, hidden)) for each in sizes.layers),
+        neurons=tuple(draw(each.ffn, neuron_macs(hidden)) for each in sizes.layers),
+        layers=torch.cat([draw(1, layer_macs(each, hidden)) for each in sizes.layers]),
+    )
+
+
+def _head_norms(layer: Layer) -> Tensor:
+    if layer.query is None:
+        return torch.zeros(0, dtype=torch.float64)
+    rows: tuple[Any, ...] = (layer.query, layer.key, layer.value)
+    output: Any = layer.attention_output
+    squares = torch.stack([*(_squares(part, 1) for part in rows), _squares(output, 0)]).sum(0)
+    return squares.view(layer.heads, layer.head_size).sum(1).cpu()
+
+
+def _neuron_norms(layer: Layer) -> Tensor:
+    if layer.up is None:
+        return torch.zeros(0, dtype=torch.float64)
+    down: Any = layer.down
+    return (_squares(layer.up, 1) + _squares(down, 0)).cpu()
+
+
+def _squares(part: torch.nn.Linear, dim: int) -> Tensor:
+    return part.weight.detach().double().square().sum(dim)
+
+
+CRITERIA: dict[str, Callable[[PreTrainedModel, Iterable[Examples], LossPerRow, int], Scores]] = {
+    "taylor": lambda model, batches, loss, _seed: taylor(model, batches, loss),
+    "magnitude": lambda model, _batches, _loss, _seed: magnitude(model),
+    "random": lambda model, _batches, _loss, seed: randomly(model, seed=seed),
+}
+"""Name in a recipe to the function of (model, batches, loss per row, seed) that scores every part."""

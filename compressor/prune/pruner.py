@@ -1,0 +1,116 @@
+"""Pruner: measures what matters least, cuts it in steps, recovers by distillation, keeps the last model that passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.data.rows import DataSets, open_data
+from compressor.data.settings import Data
+from compressor.device import torch_device
+from compressor.errors import InputError, StageError
+from compressor.model.encoders import load_model
+from compressor.model.footprint import parameters
+from compressor.model.manifest import teacher_labels
+from compressor.prune.settings import Recover, Remove, Until
+from compressor.prune.steps import Plan, Run
+from compressor.prune.targets import check_target, settings_of
+from compressor.sources.models import resolve_model
+from compressor.sources.settings import ModelSource
+from compressor.stage import Decision, Outcome, Progress, silent
+
+
+class Pruner:
+    """Removes heads, feed-forward neurons and layers from a fine-tuned model until a target is met.
+
+    Args:
+        model: folder, hub id or pypi:// of a fine-tuned classifier.
+        data: rows, or settings as under `data` in a recipe.
+        remove: what may go, and by which criterion.
+        until: what remains of the input, such as {"macs": "0.6x"}.
+        steps: cuts; scores are measured again before each.
+        recover: distillation after each cut; None leaves the cut model as it is.
+        teacher: folder that teaches; the input model unless given.
+        device: `cpu` or `gpu`.
+        smoke: fewer rows, and training of two steps.
+        decide: called with each Decision.
+    Raises: InputError for settings that cannot work together.
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        *,
+        data: DataSets | Data | Mapping[str, Any],
+        remove: Remove | Mapping[str, Any],
+        until: Until | Mapping[str, Any],
+        steps: int = 1,
+        recover: Recover | Mapping[str, Any] | None = None,
+        teacher: Path | str | None = None,
+        seed: int = 17,
+        device: str = "cpu",
+        smoke: bool = False,
+        progress: Progress = silent,
+        decide: Callable[[Decision], None] | None = None,
+    ) -> None:
+        self.source, self.data, self.teacher = model, data, teacher
+        self.remove = settings_of(Remove, remove, "remove")
+        self.until = settings_of(Until, until, "until")
+        self.recover = None if recover is None else settings_of(Recover, recover, "recover")
+        self.kinds = check_target(self.remove, self.until)
+        if steps < 1:
+            raise InputError(f"steps must be at least 1 (got {steps})")
+        self.steps, self.seed, self.device, self.smoke = steps, seed, device, smoke
+        self.progress = progress
+        self.decide = decide or (lambda _decision: None)
+
+    def fit(
+        self, out: Path, *, work: Path | None = None, accept: Callable[[Path], Outcome] | None = None
+    ) -> Path:
+        """The folder `out` with the pruned model.
+
+        Args:
+            work: where finished steps are kept until the end, so that an interrupted run goes on after the last one;
+                beside `out` unless given.
+            accept: judges each step's model folder; the first that fails ends the pruning and the one before is kept.
+        Raises: InputError for a target below the floor; GateError when `accept` refuses the first cut; StageError when
+            nothing changed.
+        """
+        out, own = Path(out), work is None
+        work = out.with_name(f"{out.name}.partial") if work is None else Path(work)
+        work.mkdir(parents=True, exist_ok=True)
+        folder = self._folder(self.source)
+        data = open_data(self.data, teacher_labels=teacher_labels(folder))
+        model = load_model(folder, labels=data.labels, make_head=False).to(torch_device(self.device))
+        run = Run(self._plan(folder, accept), data, model, work)
+        standing = run.go()
+        if parameters(standing.model) == parameters(model):
+            raise StageError(
+                f"pruning changed no parameter: until.{self.until.target[0]} {self.until.target[1]} leaves all of "
+                f"{run.prices.total(run.sizes.layers)}; lower it"
+            )
+        self.decide(run.summary(standing))
+        run.save(standing.model, out)
+        run.clean(own=own)
+        return out
+
+    def _plan(self, folder: Path, accept: Callable[[Path], Outcome] | None) -> Plan:
+        return Plan(
+            folder=folder,
+            teacher=None if self.teacher is None else self._folder(self.teacher),
+            remove=self.remove,
+            kinds=self.kinds,
+            until=self.until,
+            steps=self.steps,
+            recover=self.recover,
+            seed=self.seed,
+            device=self.device,
+            smoke=self.smoke,
+            progress=self.progress,
+            decide=self.decide,
+            accept=accept,
+        )
+
+    def _folder(self, source: Path | str) -> Path:
+        return Path(resolve_model(ModelSource(path=str(source)), base=Path.cwd(), progress=self.progress))

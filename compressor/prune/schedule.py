@@ -1,0 +1,210 @@
+"""How much goes at each step, and which heads, neurons and layers those are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from compressor.model import footprint
+from compressor.model.importance import Scores
+from compressor.model.manifest import LayerShape, Shapes
+from compressor.model.surgery import Kept
+
+Quantity = Literal["macs", "parameters", "heads", "ffn"]
+Kind = Literal["heads", "ffn", "layers"]
+
+
+def kept_share(target: float, *, step: int, steps: int) -> float:
+    """Share that remains after `step` (1 to `steps`): falls fast at first, slowly at the end, to `target`.
+
+    The cubic schedule of Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878, equation 1.
+
+    >>> [round(kept_share(0.5, step=step, steps=4), 3) for step in (1, 2, 3, 4)]
+    [0.711, 0.562, 0.508, 0.5]
+    """
+    return target + (1.0 - target) * (1.0 - step / steps) ** 3
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What each part counts for, in the unit of one quantity."""
+
+    quantity: Quantity
+    hidden: int
+    fixed: int = 0
+    """What no cut can take: embeddings and classifier where parameters count, else 0."""
+
+    def head(self, layer: LayerShape) -> int:
+        """One head of that layer."""
+        if self.quantity == "macs":
+            return footprint.head_macs(layer.head_size, self.hidden)
+        if self.quantity == "parameters":
+            return footprint.head_parameters(layer.head_size, self.hidden)
+        return 1 if self.quantity == "heads" else 0
+
+    def neuron(self) -> int:
+        """One feed-forward neuron."""
+        if self.quantity == "macs":
+            return footprint.neuron_macs(self.hidden)
+        if self.quantity == "parameters":
+            return footprint.neuron_parameters(self.hidden)
+        return 1 if self.quantity == "ffn" else 0
+
+    def layer(self, layer: LayerShape) -> int:
+        """One whole layer."""
+        rest = footprint.layer_parameters(LayerShape(0, layer.head_size, 0), self.hidden)
+        units = layer.heads * self.head(layer) + layer.ffn * self.neuron()
+        return units + (rest if self.quantity == "parameters" else 0)
+
+    def total(self, layers: Iterable[LayerShape]) -> int:
+        """A whole model."""
+        return self.fixed + sum(self.layer(layer) for layer in layers)
+
+
+def prices_for(quantity: Quantity, sizes: Shapes, *, parameters: int) -> Prices:
+    """Prices for a model of these shapes that has `parameters` parameters in all."""
+    inside = sum(footprint.layer_parameters(layer, sizes.hidden) for layer in sizes.layers)
+    return Prices(quantity, sizes.hidden, parameters - inside if quantity == "parameters" else 0)
+
+
+def floor(sizes: Shapes, prices: Prices, remove: frozenset[Kind]) -> int:
+    """The least amount that pruning can leave: one head and one neuron a layer, or one layer where layers may go."""
+    bottom = 0 if "layers" in remove else 1
+    least = [
+        LayerShape(
+            heads=min(layer.heads, bottom) if "heads" in remove else layer.heads,
+            head_size=layer.head_size,
+            ffn=min(layer.ffn, bottom) if "ffn" in remove else layer.ffn,
+        )
+        for layer in sizes.layers
+    ]
+    return prices.fixed + min(map(prices.layer, least)) if "layers" in remove else prices.total(least)
+
+
+@dataclass(frozen=True)
+class LayerVerdict:
+    """Whether a whole layer went, its score, and that of the same amount in heads and neurons (inf: not to be had)."""
+
+    layer: int
+    removed: bool
+    score: float
+    units_score: float | None
+    because: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stays, the sum of the scores of what goes, and a verdict on each layer where layers may go."""
+
+    kept: Kept
+    lost: float
+    layers: tuple[LayerVerdict, ...]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    rate: float
+    layer: int
+    kind: Literal["heads", "ffn"]
+    index: int
+    score: float
+    price: int
+
+
+def choose(
+    sizes: Shapes, scores: Scores, *, remove: frozenset[Kind], prices: Prices, budget: int, last: int | None = None
+) -> Choice:
+    """The parts of least score per price that must go for the model to cost at most `budget`.
+
+    A whole layer goes where its score is below that of the same amount in heads and neurons, and where that does not
+    take more than the last step may. Heads and neurons leave one of each in a layer unless layers may go.
+
+    Args:
+        budget: amount that may remain after this step, in the unit of `prices`; at least `floor`.
+        last: amount after the last step; that of this step unless given.
+    """
+    units = _units(sizes, scores, remove, prices)
+    bottom = 0 if "layers" in remove else 1
+    present, verdicts = list(range(len(sizes.layers))), list[LayerVerdict]()
+    if "layers" in remove:
+        present, verdicts = _choose_layers(sizes, scores, units, prices, budget, budget if last is None else last)
+    while True:
+        need = prices.total(sizes.layers[index] for index in present) - budget
+        gone, saved = _cheapest(units, sizes, present, need, bottom)
+        if saved >= need or "layers" not in remove or len(present) == 1:
+            break
+        index = min(present, key=lambda each: float(scores.layers[each]) / max(1, prices.layer(sizes.layers[each])))
+        present.remove(index)
+        why = "heads and neurons alone do not reach the target"
+        verdicts = [v for v in verdicts if v.layer != index]
+        verdicts.append(LayerVerdict(index, True, float(scores.layers[index]), math.inf, why))
+    cut = {(unit.layer, unit.kind, unit.index) for unit in gone}
+    numbered = list(enumerate(sizes.layers))
+    kept = Kept(
+        heads=tuple(tuple(h for h in range(s.heads) if (i, "heads", h) not in cut) for i, s in numbered),
+        neurons=tuple(tuple(n for n in range(s.ffn) if (i, "ffn", n) not in cut) for i, s in numbered),
+        layers=tuple(present),
+    )
+    lost = sum(unit.score for unit in gone) + sum(verdict.score for verdict in verdicts if verdict.removed)
+    return Choice(kept, lost, tuple(sorted(verdicts, key=lambda verdict: verdict.layer)))
+
+
+def _units(sizes: Shapes, scores: Scores, remove: frozenset[Kind], prices: Prices) -> list[_Unit]:
+    """Every head and neuron that may go and counts for something, the least score per price first."""
+    found: list[_Unit] = []
+    for index, layer in enumerate(sizes.layers):
+        if "heads" in remove and (price := prices.head(layer)):
+            values = enumerate(scores.heads[index].tolist())
+            found += [_Unit(score / price, index, "heads", each, score, price) for each, score in values]
+        if "ffn" in remove and (price := prices.neuron()):
+            values = enumerate(scores.neurons[index].tolist())
+            found += [_Unit(score / price, index, "ffn", each, score, price) for each, score in values]
+    return sorted(found, key=lambda unit: (unit.rate, unit.layer, unit.kind, unit.index))
+
+
+def _cheapest(
+    units: Sequence[_Unit], sizes: Shapes, present: Sequence[int], need: int, bottom: int
+) -> tuple[list[_Unit], int]:
+    """Units of the present layers, cheapest first, until they save `need`; and what they save."""
+    left = {(index, "heads"): sizes.layers[index].heads for index in present}
+    left |= {(index, "ffn"): sizes.layers[index].ffn for index in present}
+    gone: list[_Unit] = []
+    saved = 0
+    for unit in units:
+        if saved >= need:
+            break
+        place = (unit.layer, unit.kind)
+        if left.get(place, 0) > bottom:
+            left[place] -= 1
+            gone.append(unit)
+            saved += unit.price
+    return gone, saved
+
+
+def _choose_layers(
+    sizes: Shapes, scores: Scores, units: Sequence[_Unit], prices: Prices, budget: int, last: int
+) -> tuple[list[int], list[LayerVerdict]]:
+    """The layers that stay, and why each went or stayed; the least score per price is looked at first."""
+    present = list(range(len(sizes.layers)))
+    price = {index: prices.layer(layer) for index, layer in enumerate(sizes.layers)}
+    verdicts: list[LayerVerdict] = []
+    for index in sorted(present, key=lambda each: float(scores.layers[each]) / max(1, price[each])):
+        score, total = float(scores.layers[index]), prices.total(sizes.layers[each] for each in present)
+        same, saved = _cheapest(units, sizes, present, price[index], 0)
+        units_score = sum(unit.score for unit in same) if saved >= price[index] else math.inf
+        if len(present) == 1:
+            removed, why = False, "it is the last one"
+        elif total <= budget:
+            removed, why = False, "the target of this step is reached without it"
+        elif units and total - price[index] < last:
+            removed, why = False, "it is more than remains to be removed"
+        else:
+            removed = score < units_score
+            relation = "below" if removed else "not below"
+            why = f"its score {score:.3g} is {relation} {units_score:.3g}, that of the same amount in heads and neurons"
+        if removed:
+            present.remove(index)
+        verdicts.append(LayerVerdict(index, removed, score, units_score, why))
+    return present, verdicts

@@ -1,0 +1,375 @@
+"""Errors of pydantic as problems of a recipe: one per cause, each with its place, what was given and what to do."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from compressor.errors import Problem
+from compressor.recipe.document import Fields, Items, Mark, Node, Scalar, plain
+from compressor.recipe.merge import close_match, did_you_mean, stage_id
+from compressor.stage import ScoreLimit
+
+Model = TypeVar("Model", bound=BaseModel)
+Path = tuple[str | int, ...]
+
+TYPE_NAMES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "dict_type": "a map",
+    "model_type": "a map",
+    "model_attributes_type": "a map",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "none_required": "null",
+}
+"""Errors that say that a value is of the wrong type, to the type expected."""
+
+BOUNDS = {
+    "greater_than": ("gt", "above", "choose a larger one"),
+    "greater_than_equal": ("ge", "at least", "choose a larger one"),
+    "less_than": ("lt", "below", "choose a smaller one"),
+    "less_than_equal": ("le", "at most", "choose a smaller one"),
+}
+"""Errors of range, to the name of the bound, how it is said, and what to do."""
+
+LIMIT_EXAMPLES = {"size": "<= 40MB", "p50": "<= 0.1x"}
+"""Limits that are not of scores, to an example of their own."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One error with the place in the tree that it is about."""
+
+    kind: str
+    path: Path
+    """Keys from the root of the model; for a missing or unknown key, that key is the last."""
+    unions: tuple[tuple[int, str], ...]
+    """Where a choice of forms was tried: length of the path there, and name of the form."""
+    node: Node
+    """The value, or the map in which a key is missing."""
+    mark: Mark
+    context: dict[str, Any]
+    text: str
+    known: tuple[str, ...]
+    """Keys that the map around the error takes."""
+    example: Any
+    expected: tuple[str, ...] = ()
+    """Forms that would have been right, where several were tried."""
+
+    @property
+    def meant(self) -> str | None:
+        """For an unknown key, the key that was probably meant."""
+        return close_match(str(self.path[-1]), self.known) if self.kind == "extra_forbidden" else None
+
+
+def dotted(path: Sequence[str | int], root: Node | None = None) -> str:
+    """A path as text; items of a list of stages go by their id."""
+    parts = []
+    node = root
+    for part in path:
+        name = str(part)
+        if isinstance(node, Items) and isinstance(part, int) and part < len(node.nodes):
+            node = node.nodes[part]
+            name = stage_id(node) or name
+        elif isinstance(node, Fields):
+            entry = node.entries.get(str(part))
+            node = entry.node if entry else None
+        parts.append(name)
+    return ".".join(parts)
+
+
+def checked(model: type[Model], node: Fields, prefix: str = "") -> tuple[Model | None, list[Problem]]:
+    """A model from a tree, and its problems.
+
+    With problems, the model is what remains when the faulty parts are left to their defaults, so that the rest can
+    still be checked; None where that is no model.
+    """
+    value = plain(node)
+    try:
+        return model.model_validate(value, by_alias=True, by_name=False), []
+    except ValidationError as error:
+        found = [_locate(model, node, detail) for detail in error.errors()]
+    problems = [_problem(item, prefix) for item in _absorbed(_settled(found)) if not _is_unknown(item.node)]
+    for _round in range(6):
+        if not _remove(value, found):
+            return None, problems
+        try:
+            return model.model_validate(value, by_alias=True, by_name=False), problems
+        except ValidationError as error:
+            found = [_locate(model, node, detail) for detail in error.errors()]
+    return None, problems
+
+
+def _is_unknown(node: Node) -> bool:
+    return isinstance(node, Scalar) and node.unknown
+
+
+def _remove(value: Any, found: Iterable[Found]) -> bool:
+    """Take the faulty parts out of plain data; False where the fault is the whole."""
+    paths = {item.path[:-1] if item.kind == "missing" else item.path for item in found}
+    for path in sorted(paths, key=lambda path: [str(part).zfill(6) for part in path], reverse=True):
+        if not path:
+            return False
+        parent = value
+        for part in path[:-1]:
+            inside = isinstance(parent, dict) and part in parent
+            inside = inside or (isinstance(parent, list) and isinstance(part, int) and part < len(parent))
+            parent = parent[part] if inside else None
+        if isinstance(parent, dict):
+            parent.pop(path[-1], None)
+        elif isinstance(parent, list) and isinstance(path[-1], int) and path[-1] < len(parent):
+            del parent[path[-1]]
+    return True
+
+
+# Where an error is
+
+
+def _locate(model: type[BaseModel], root: Node, detail: Any) -> Found:
+    """The place in the tree, the keys known there and the default, for one of pydantic's errors."""
+    node, path, unions = root, (), []  # type: Node, Path, list[tuple[int, str]]
+    mark = root.mark
+    forms: list[Any] = [model]
+    example: Any = None
+    around: list[Any] = forms
+    for place, part in enumerate(detail["loc"]):
+        last = place == len(detail["loc"]) - 1
+        if isinstance(node, Fields) and str(part) in node.entries:
+            entry = node.entries[str(part)]
+            mark = entry.mark if last and detail["type"] == "extra_forbidden" else entry.node.mark
+            node, path, around = entry.node, (*path, str(part)), forms
+            example = _example(forms, str(part))
+            forms = _step(forms, part)
+        elif isinstance(node, Items) and isinstance(part, int) and part < len(node.nodes):
+            node = node.nodes[part]
+            mark, path, around, example = node.mark, (*path, part), forms, None
+            forms = _step(forms, part)
+        elif last and detail["type"] == "missing":
+            path, around, forms = (*path, str(part)), forms, _step(forms, part)
+        elif part != "[key]":
+            unions.append((len(path), str(part)))
+            forms = _step(forms, part)
+    keys = around if detail["type"] in ("missing", "extra_forbidden") else forms
+    return Found(
+        detail["type"],
+        path,
+        tuple(unions),
+        node,
+        mark,
+        dict(detail.get("ctx") or {}),
+        detail["msg"],
+        tuple(_keys(keys)),
+        example,
+    )
+
+
+def _forms(annotation: Any) -> list[Any]:
+    """The types that an annotation allows, its wrappers taken off."""
+    if get_origin(annotation) is Annotated:
+        return _forms(get_args(annotation)[0])
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        return [form for argument in get_args(annotation) for form in _forms(argument)]
+    return [annotation]
+
+
+def _field(form: Any, key: str) -> FieldInfo | None:
+    if not (isinstance(form, type) and issubclass(form, BaseModel)):
+        return None
+    return next((info for name, info in form.model_fields.items() if (info.alias or name) == key), None)
+
+
+def _step(forms: list[Any], part: str | int) -> list[Any]:
+    """The types allowed below `part`; a part that is no key names one form among those given."""
+    below: list[Any] = []
+    for form in forms:
+        if info := _field(form, str(part)):
+            below += _forms(info.annotation)
+        elif get_origin(form) in (list, tuple) and isinstance(part, int):
+            below += _forms(get_args(form)[0])
+        elif get_origin(form) is dict:
+            below += _forms(get_args(form)[1])
+    if below:
+        return below
+    models = [form for form in forms if isinstance(form, type) and issubclass(form, BaseModel)]
+    named = [form for form in models if form.__name__ in str(part) or _tag(form) == part]
+    open_maps = [form for form in models if form.model_config.get("extra") == "allow"]
+    return named or ([ScoreLimit] if open_maps else models)  # the only open maps are metric names to limits
+
+
+def _tag(form: type[BaseModel]) -> Any:
+    return form.model_fields["of"].default if "of" in form.model_fields else None
+
+
+def _keys(forms: list[Any]) -> list[str]:
+    names: list[str] = []
+    for form in forms:
+        if isinstance(form, type) and issubclass(form, BaseModel):
+            names += [info.alias or name for name, info in form.model_fields.items()]
+    return list(dict.fromkeys(names))
+
+
+def _example(forms: list[Any], key: str) -> Any:
+    """The default under `key` where it is a plain value."""
+    for form in forms:
+        info = _field(form, key)
+        if info is not None and isinstance(info.default, str | int | float):
+            return info.default
+    return None
+
+
+# One error per cause
+
+
+def _settled(found: list[Found]) -> list[Found]:
+    """Of the forms that a value may take, the errors of the one that was probably meant."""
+    settled = [item for item in found if not item.unions]
+    points: dict[Path, dict[str, list[Found]]] = {}
+    for item in found:
+        if item.unions:
+            length, form = item.unions[0]
+            rest = replace(item, unions=item.unions[1:])
+            points.setdefault(item.path[:length], {}).setdefault(form, []).append(rest)
+    for point, members in points.items():
+        forms = [_absorbed(_settled(errors)) for errors in members.values()]
+        mismatched = [form for form in forms if any(_is_mismatch(item, point) for item in form)]
+        fitting = [form for form in forms if form not in mismatched]
+        deeper = [form for form in fitting if any(len(item.path) > len(point) for item in form)]
+        if deeper or fitting:
+            meant: list[Found] = min(deeper or fitting, key=_misfit)
+            settled += meant
+        else:
+            first = mismatched[0][0]
+            names = [name for form in mismatched for item in form for name in _expected(item)]
+            settled.append(replace(first, expected=tuple(dict.fromkeys(names))))
+    return settled
+
+
+def _is_mismatch(item: Found, point: Path) -> bool:
+    return item.path == point and item.kind in TYPE_NAMES
+
+
+def _misfit(form: list[Found]) -> float:
+    """How far a value is from a form: a key that is missing or unknown counts most."""
+    return sum(
+        0.25 if item.kind not in ("missing", "extra_forbidden") else 0.5 if item.meant else 1.0 for item in form
+    )
+
+
+def _absorbed(found: list[Found]) -> list[Found]:
+    """The same less the missing keys that were misspelt."""
+    misspelt = {(*item.path[:-1], item.meant) for item in found if item.meant}
+    return [item for item in found if not (item.kind == "missing" and item.path in misspelt)]
+
+
+# Words
+
+
+def _expected(item: Found) -> tuple[str, ...]:
+    if item.expected:
+        return item.expected
+    name = TYPE_NAMES.get(item.kind, "")
+    if name == "a map" and item.known:
+        keys = ", ".join(item.known[:8])
+        return (f"a map of {keys}",)
+    return (name,)
+
+
+def given(node: Node) -> str:
+    """A value as an error shows it."""
+    if isinstance(node, Fields):
+        return f"a map of {', '.join(node.entries)}" if node.entries else "an empty map"
+    if isinstance(node, Items):
+        return f"a list of {len(node.nodes)}"
+    if node.value is None or isinstance(node.value, bool):
+        return {None: "null", True: "true", False: "false"}[node.value]
+    text = repr(node.value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _problem(item: Found, prefix: str) -> Problem:
+    key = ".".join(part for part in (prefix, dotted(item.path)) if part)
+    if item.kind == "union_tag_invalid" and isinstance(item.node, Fields):
+        tag = str(item.context["tag"])
+        message = f"must be one of {', '.join(_tags(item))} (got {tag!r}); {did_you_mean(tag, _tags(item))}"
+        return Problem(str(item.node.entries["of"].node.mark), f"{key}.of", message)
+    message = _message(item)
+    first, _, rest = message.partition(" ")
+    first = first.partition(".")[0]
+    if item.kind == "value_error" and isinstance(item.node, Fields) and first in item.node.entries:
+        return Problem(str(item.node.entries[first].node.mark), f"{key}.{first}" if key else first, rest)
+    return Problem(str(item.mark), key, message)
+
+
+def _message(item: Found) -> str:
+    got = f"(got {given(item.node)})"
+    if item.kind == "missing":
+        example = f" such as {item.example}" if item.example is not None else ""
+        return f"is missing; add {item.path[-1]}:{example}"
+    if item.kind == "extra_forbidden":
+        return f"is not a key here {got}; {did_you_mean(str(item.path[-1]), item.known)}"
+    if item.kind == "value_error":
+        text = str(item.context.get("error", item.text))
+        if item.path and item.path[-1] in LIMIT_EXAMPLES:
+            text = text.replace("'<= 0.8pp'", f"'{LIMIT_EXAMPLES[str(item.path[-1])]}'")
+        return text if "(got" in text else f"{text} {got}"
+    if item.kind in TYPE_NAMES or item.expected:
+        example = f" such as {item.example}" if item.example is not None and not item.expected else ""
+        return f"must be {' or '.join(_expected(item))}{example} {got}{_quoting(item)}"
+    if item.kind == "literal_error":
+        choices = [part.strip("' ") for part in str(item.context["expected"]).replace(" or ", ", ").split(",")]
+        word = str(item.node.value) if isinstance(item.node, Scalar) else ""
+        near = close_match(word, choices)
+        what = f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+        return f"must be {what} {got}; " + (f"did you mean {near}?" if near else f"write {choices[0]}, for example")
+    if item.kind in BOUNDS:
+        name, words, advice = BOUNDS[item.kind]
+        return f"must be {words} {item.context[name]:g} {got}; {_percent(item) or advice}"
+    if item.kind in ("too_short", "too_long"):
+        least, most = item.context.get("min_length"), item.context.get("max_length")
+        return f"must have {f'at least {least}' if item.kind == 'too_short' else f'at most {most}'} entries {got}"
+    if item.kind == "string_too_short":
+        return f"must not be empty {got}; write a text"
+    if item.kind == "string_pattern_mismatch" and item.context["pattern"] == "^[0-9a-f]{64}$":
+        return f"must be a SHA-256 of 64 hex digits in lower case {got}; sha256sum prints it"
+    if item.kind == "string_pattern_mismatch":
+        return f"must match {item.context['pattern']} {got}; use only the characters shown"
+    if item.kind == "union_tag_not_found":
+        return f"must say what it is: add of: {_tags(item)[0]}, or another of {', '.join(_tags(item))} {got}"
+    return f"is not accepted: {item.text[:1].lower()}{item.text[1:]} {got}; see compress schema"
+
+
+def _tags(item: Found) -> list[str]:
+    return str(item.context.get("expected_tags", "logits, labels, hidden")).replace("'", "").split(", ")
+
+
+def _quoting(item: Found) -> str:
+    """Advice where quotes, or their lack, made the type wrong."""
+    value = item.node.value if isinstance(item.node, Scalar) else None
+    if item.kind in ("int_type", "float_type") and isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return ""
+        return f"; write {value} without quotes"
+    if item.kind == "string_type" and isinstance(value, int | float) and not item.expected:
+        return f"; quote it: '{value}'"
+    return ""
+
+
+def _percent(item: Found) -> str:
+    """Advice where a share was written as a percentage."""
+    value = item.node.value if isinstance(item.node, Scalar) else None
+    bound = item.context.get("le", item.context.get("lt"))
+    if bound == 1 and isinstance(value, int | float) and 1 < value <= 100:
+        return f"write {value / 100:g} for {value:g} percent"
+    return ""

@@ -1,0 +1,292 @@
+"""The report from answers and raw timings: arithmetic alone, nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from compressor.bench.isolation import Timing
+from compressor.bench.settings import TARGETS, Target
+from compressor.bench.statistics import (
+    Interval,
+    median_interval,
+    p50_by_round,
+    percentile,
+    ratio_interval,
+    samples_needed,
+)
+from compressor.device import usable_threads
+from compressor.errors import InputError
+from compressor.evaluate.gates import Answers, BudgetRow, Times, answers_from, judge_budget, worst
+from compressor.evaluate.metrics import METRICS, scores
+from compressor.evaluate.paired import agreement, drop, flips, score_interval
+from compressor.evaluate.settings import Budget
+from compressor.report.doubts import doubts
+from compressor.report.model import (
+    BudgetLine,
+    Figure,
+    LatencyRow,
+    MetricFigure,
+    Report,
+    Step,
+    SubjectRow,
+    Versus,
+)
+from compressor.report.subjects import CONTROL, Subject, count_parameters, model_bytes, same_models
+
+EXACTLY_ONE, NOTHING = Figure(value=1.0, low=1.0, high=1.0), Figure(value=0.0, low=0.0, high=0.0)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The rows that scores are taken on: their class ids (None where unlabelled), the class names, and which rows."""
+
+    references: Sequence[int | None]
+    labels: Sequence[str]
+    on_test: bool
+    """False where there is no test set and these are the rows of select."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the report repeats: who it is about, the counts of rows, the machine, and notes of earlier steps."""
+
+    name: str
+    task: Mapping[str, Any]
+    """`kind` and `metric`, as in the recipe."""
+    data: Mapping[str, Any]
+    """train, select, test, unlabelled and removed, as report.json has them."""
+    machine: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    """Doubts known from elsewhere, one sentence each."""
+    pruning: tuple[Mapping[str, Any], ...] = ()
+    """For each prune stage `{stage, layers: [{layer, heads, heads_before, ffn, ffn_before}], because}`."""
+    curves: Mapping[str, Any] = field(default_factory=dict)
+    """Stage to a list of `{step, loss}`."""
+
+
+def assemble(
+    told: Told,
+    subjects: Sequence[Subject],
+    scored: Scored,
+    *,
+    timings: Mapping[str, Timing] | str,
+    targets: Mapping[str, Target] = TARGETS,
+    budget: Budget | None = None,
+    reference: str = "teacher",
+    best: str | None = None,
+) -> Report:
+    """The report of subjects whose logits are known, in the order of the ladder.
+
+    Args:
+        told: what is repeated.
+        subjects: the reference and what was made of it; each with logits on the scored rows.
+        scored: those rows.
+        timings: raw samples by target, the first of them the one that ratios are taken at; or why there are none.
+        targets: by name, for the thread count where nothing was timed.
+        budget: limits for the subject `best`.
+        reference: name of the subject that others are compared with.
+        best: name of the subject that the budget is for; the last on onnxruntime unless given.
+    Raises: InputError where logits, the reference or an id of the budget are missing.
+    """
+    facts = _Facts(told, tuple(subjects), scored, timings, dict(targets), reference)
+    noise = facts.ratio(reference + CONTROL, reference)
+    rows = tuple(facts.row(subject) for subject in subjects) + facts.control(noise)
+    budgets = facts.budget(budget, best) if budget is not None else ()
+    return Report(
+        name=told.name,
+        verdict=worst([row.verdict for row in budgets]),
+        task=dict(told.task),
+        machine=dict(told.machine) | facts.conditions(),
+        data=dict(told.data),
+        budgets=tuple(BudgetLine(**asdict(row)) for row in budgets),
+        subjects=rows,
+        ladder=facts.ladder(),
+        doubts=tuple(facts.doubts(noise)) + tuple(told.notes),
+        noise=_figure(noise),
+        pruning=tuple(dict(one) for one in told.pruning),
+        curves=dict(told.curves),
+    )
+
+
+class _Facts:
+    """Everything that rows of the report are computed from."""
+
+    def __init__(
+        self,
+        told: Told,
+        subjects: tuple[Subject, ...],
+        scored: Scored,
+        timings: Mapping[str, Timing] | str,
+        targets: dict[str, Target],
+        reference: str,
+    ) -> None:
+        self.told, self.subjects, self.scored, self.targets, self.reference = told, subjects, scored, targets, reference
+        self.timings: Mapping[str, Timing] = {} if isinstance(timings, str) else timings
+        self.untimed = timings if isinstance(timings, str) else "no target of this engine was timed"
+        self.metric = str(told.task["metric"])
+        self.same = same_models(subjects)
+        logits = {subject.key: subject.logits for subject in subjects}
+        missing = [key for key, one in logits.items() if one is None]
+        if missing or reference not in logits:
+            raise InputError(f"a report needs the answers of {', '.join(missing) or reference}")
+        self.answers = {key: self._ids(np.asarray(one)) for key, one in logits.items()}
+
+    def _ids(self, logits: np.ndarray) -> Answers:
+        return answers_from(logits, {}, self.scored.references, self.scored.labels)
+
+    def _canonical(self, key: str) -> str:
+        return self.same.get(key, key)
+
+    def slots(self, key: str) -> dict[int, tuple[int, ...]]:
+        """Samples at the first target by round; empty where not timed there."""
+        first = next(iter(self.timings.values()), None)
+        return first.rounds_of(self._canonical(key)) if first is not None else {}
+
+    def ratio(self, subject: str, reference: str) -> Interval | None:
+        """Time of one over the other at the first target; None where either was not timed."""
+        ours, theirs = self.slots(subject), self.slots(reference)
+        if not ours or not theirs:
+            return None
+        return ratio_interval(p50_by_round(ours), p50_by_round(theirs))
+
+    def drop(self, subject: str, reference: str) -> Figure:
+        """Fall of the score from one to the other, on the same rows."""
+        if self._canonical(subject) == self._canonical(reference):
+            return NOTHING
+        ours, theirs = self.answers[subject], self.answers[reference]
+        found = drop(self.metric, theirs.predictions, ours.predictions, ours.references, ours.labels)
+        return Figure(value=found.value, low=found.low, high=found.high)
+
+    def row(self, subject: Subject) -> SubjectRow:
+        """Everything that is known of one subject."""
+        ours = self.answers[subject.key]
+        every = scores(tuple(METRICS), ours.predictions, ours.references, ours.labels)
+        found = score_interval(self.metric, ours.predictions, ours.references, ours.labels)
+        every.setdefault(self.metric, found.value)
+        same = self.same.get(subject.key)
+        return SubjectRow(
+            name=subject.name,
+            engine=subject.engine,
+            precision=subject.precision,
+            path=subject.path or str(subject.folder),
+            parameters=count_parameters(subject) if subject.parameters is None else subject.parameters,
+            bytes=model_bytes(subject),
+            metric=MetricFigure(**{**asdict(found), "value": every[self.metric]}, name=self.metric),
+            metrics=every,
+            versus_teacher=None if subject.name == self.reference else self.versus(subject),
+            latency=self.latency(subject),
+            same_as=None if same is None else same.partition("@")[0],
+        )
+
+    def versus(self, subject: Subject) -> Versus:
+        """The subject beside the reference."""
+        ours, theirs = self.answers[subject.key], self.answers[self.reference]
+        on_engine = subject.engine == "onnxruntime"
+        ratio = self.ratio(subject.key, self.reference) if on_engine else None
+        reason = None if ratio else self.untimed if on_engine else "ratios are taken on onnxruntime"
+        return Versus(
+            drop=self.drop(subject.key, self.reference),
+            agreement=agreement(theirs.predictions, ours.predictions),
+            latency_ratio=_figure(ratio),
+            reason=reason,
+            flips=asdict(flips(theirs.predictions, ours.predictions, ours.references)),
+        )
+
+    def control(self, noise: Interval | None) -> tuple[SubjectRow, ...]:
+        """The reference timed a second time, as a subject of its own."""
+        if noise is None:
+            return ()
+        again = self.row(next(one for one in self.subjects if one.key == self.reference))
+        twin = Versus(drop=NOTHING, agreement=1.0, latency_ratio=_figure(noise))
+        first, timing = next(iter(self.timings.items()))
+        latency = (_measured(first, timing, self.reference + CONTROL),)
+        name = self.reference + CONTROL
+        return (
+            again.model_copy(
+                update={"name": name, "versus_teacher": twin, "latency": latency, "same_as": self.reference}
+            ),
+        )
+
+    def latency(self, subject: Subject) -> tuple[LatencyRow, ...]:
+        """One row for each target of the subject's engine; one saying why where nothing was timed."""
+        key = self._canonical(subject.key)
+        found = [_measured(name, timing, key) for name, timing in self.timings.items() if timing.rounds_of(key)]
+        if found:
+            return tuple(found)
+        name, target = next(iter(self.targets.items()))
+        threads = target.threads or usable_threads()
+        return (LatencyRow(target=name, threads=threads, status="not measured", reason=self.untimed),)
+
+    def chain(self) -> list[Subject]:
+        """The subjects whose steps make the ladder: on onnxruntime, without baselines and controls."""
+        return [one for one in self.subjects if one.engine == "onnxruntime" and "/" not in one.name]
+
+    def ladder(self) -> tuple[Step, ...]:
+        """Each subject against the one before."""
+        steps = []
+        chain = self.chain()
+        for before, after in pairwise(chain):
+            if self._canonical(before.key) == self._canonical(after.key):
+                speedup = EXACTLY_ONE if self.slots(after.key) else None
+            else:
+                speedup = _figure(self.ratio(before.key, after.key))
+            reason = None if speedup else self.untimed
+            steps.append(Step(step=after.name, speedup=speedup, drop=self.drop(after.key, before.key), reason=reason))
+        return tuple(steps)
+
+    def budget(self, budget: Budget, best: str | None) -> tuple[BudgetRow, ...]:
+        """The budget's limits held against one subject."""
+        chain = {subject.name: subject for subject in self.chain()}
+        if best is not None and best not in chain:
+            raise InputError(f"no subject {best!r} to hold the budget against; there are {', '.join(chain)}")
+        subject = chain[best] if best is not None else list(chain.values())[-1]
+        names = dict(chain) | {"teacher": chain.get("teacher", chain[self.reference])}
+        compared = {name: self.answers[one.key].predictions for name, one in names.items()}
+        answers = replace(self.answers[subject.key], compared=compared)
+        ours = self.slots(subject.key)
+        slots = {name: self.slots(one.key) for name, one in names.items()}
+        times = Times(ours, {name: one for name, one in slots.items() if one}) if ours else self.untimed
+        size = model_bytes(subject)
+        return judge_budget(budget, answers=answers, on_test=self.scored.on_test, times=times, size_bytes=size)
+
+    def conditions(self) -> dict[str, Any]:
+        """What the timings were taken under."""
+        if not self.timings:
+            return {}
+        kept = ("threads", "cpus", "busy_before", "load_before", "stolen_seconds", "throttled")
+        return {"timing": {name: {key: getattr(one, key) for key in kept} for name, one in self.timings.items()}}
+
+    def doubts(self, noise: Interval | None) -> list[str]:
+        """Doubts about the figures."""
+        rows = len(self.answers[self.reference].references)
+        timings = self.timings or self.untimed
+        return doubts(on_test=self.scored.on_test, rows=rows, timings=timings, noise=noise, machine=self.told.machine)
+
+
+def _measured(target: str, timing: Timing, key: str) -> LatencyRow:
+    rounds = list(timing.rounds_of(key).values())
+    samples = [nanoseconds for one in rounds for nanoseconds in one]
+    spread = median_interval(rounds)
+    p50, p90 = percentile(samples, 0.5), percentile(samples, 0.9)
+    needed = samples_needed(0.9) if p90 is None else None
+    return LatencyRow(
+        target=target,
+        threads=timing.threads,
+        status="measured",
+        reason=None if needed is None else f"p90 needs {needed} samples",
+        p50_ms=p50,
+        p90_ms=p90,
+        samples=len(samples),
+        p50_low_ms=spread.low,
+        p50_high_ms=spread.high,
+        start_seconds=timing.start_seconds.get(key),
+    )
+
+
+def _figure(interval: Interval | None) -> Figure | None:
+    return None if interval is None else Figure(value=interval.value, low=interval.low, high=interval.high)

@@ -1,0 +1,155 @@
+"""`measure`: model folders in, a report out; and the writing of a report's files."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from compressor.bench.isolation import Timing
+from compressor.bench.machine import fingerprint
+from compressor.bench.settings import Benchmark, Target
+from compressor.data.rows import DataSets
+from compressor.data.settings import Data
+from compressor.errors import InputError
+from compressor.evaluate.settings import Budget
+from compressor.model.manifest import read_manifest
+from compressor.report.assemble import Scored, Told, assemble
+from compressor.report.compare import open_rows, require_labels, scored_rows
+from compressor.report.model import Report
+from compressor.report.subjects import Subject, score_subjects, time_subjects
+from compressor.stage import Progress, silent
+
+
+def measure(
+    folders: Mapping[str, str | Path] | Sequence[str | Path],
+    *,
+    data: DataSets | Data | Mapping[str, Any],
+    budget: Budget | Mapping[str, Any] | None = None,
+    rounds: int = 15,
+    threads: int | None = None,
+    timing: bool = True,
+    name: str = "measure",
+    base: Path | None = None,
+    seed: int = 17,
+    progress: Progress = silent,
+    out: Path | None = None,
+) -> Report:
+    """A report of model folders on the test rows of `data`; the first is the one the others are compared with.
+
+    Args:
+        folders: name to folder, or folders alone (named after themselves); one without model.onnx is exported first.
+        data: rows; where it has no test rows, select is used and the report says so.
+        budget: limits for the last folder; `vs: teacher` is the first.
+        rounds: slots each model gets in the timing, 3 or more.
+        threads: of each timed model; None takes all that this process may use.
+        timing: False leaves latency out.
+        name: of the report.
+        base: folder that relative paths in `data` start from.
+        seed: draws the rows that are timed.
+        progress: called while it works.
+        out: folder for the report's files; None writes none.
+    Raises: InputError for folders or rows that cannot be used, StageError where a timed process fails.
+    """
+    named = _named(folders)
+    rows = open_rows(data, next(iter(named.values())), base=base)
+    texts, references, on_test = scored_rows(rows)
+    limits = budget if budget is None or isinstance(budget, Budget) else Budget.model_validate(budget)
+    targets = {"cpu": Target(threads=threads)}
+    timings: dict[str, Timing] | str = "timing was switched off"
+    with tempfile.TemporaryDirectory(prefix="compressor-measure-") as work:
+        subjects = [_subject(one, folder, Path(work), rows, progress) for one, folder in named.items()]
+        scored = score_subjects(subjects, texts, threads=threads, progress=progress)
+        first = scored[0].name
+        if timing:
+            settings = Benchmark(rounds=rounds)
+            timings = time_subjects(
+                scored, texts, benchmark=settings, targets=targets, reference=first, seed=seed, progress=progress
+            )
+        report = assemble(
+            Told(name=name, task=rows.task.model_dump(mode="json"), data=row_counts(rows), machine=fingerprint()),
+            scored,
+            Scored(references, rows.labels, on_test),
+            timings=timings,
+            targets=targets,
+            budget=limits,
+            reference=first,
+        )
+    if out is not None:
+        write_report(report, out, timings)
+    return report
+
+
+def row_counts(rows: DataSets) -> dict[str, Any]:
+    """The `data` part of report.json."""
+    return {
+        "train": len(rows.train),
+        "select": len(rows.select),
+        "test": len(rows.test) if rows.test is not None else 0,
+        "unlabelled": len(rows.unlabelled),
+        "removed": dict(rows.removed),
+    }
+
+
+def write_report(report: Report, folder: Path, timings: Mapping[str, Timing] | str = "nothing was timed") -> Path:
+    """The folder, holding report.json, report.md, index.html and samples.json (raw times, or why there are none)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = not isinstance(timings, str)
+    samples: dict[str, Any] = {"schema": 1, "unit": "ns", "reason": None if measured else timings, "targets": {}}
+    if not isinstance(timings, str):
+        samples["targets"] = {target: asdict(timing) for target, timing in timings.items()}
+    contents = {
+        "report.json": report.to_json(),
+        "report.md": report.to_markdown() + "\n",
+        "index.html": report.to_html(),
+        "samples.json": json.dumps(samples) + "\n",
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder
+
+
+def read_curve(path: Path, *, most: int = 200) -> list[dict[str, float]]:
+    """Step and loss of a steps.jsonl, of the last attempt where a step stands twice, thinned to `most` points."""
+    found: dict[int, float] = {}
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        if line:
+            entry = json.loads(line)
+            found[int(entry["step"])] = float(entry["loss"])
+    steps = sorted(found)
+    kept = steps[:: max(1, -(-len(steps) // most))]
+    return [{"step": step, "loss": found[step]} for step in kept]
+
+
+def _named(folders: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Path]:
+    """Name to folder; a folder called `model` is named after the one it lies in."""
+    if isinstance(folders, str | Path):
+        folders = [folders]
+    if isinstance(folders, Mapping):
+        named = {name: Path(folder) for name, folder in folders.items()}
+    else:
+        named = {}
+        for given in folders:
+            path = Path(given).resolve()
+            name = path.parent.name if path.name == "model" else path.name
+            if name in named:
+                raise InputError(f"two folders are called {name!r}; give a mapping of names to folders")
+            named[name] = path
+    if not named:
+        raise InputError("measure needs one or more model folders")
+    return named
+
+
+def _subject(name: str, folder: Path, work: Path, rows: DataSets, progress: Progress) -> Subject:
+    """The subject on onnxruntime; exported into `work` where the folder has no model.onnx."""
+    manifest = read_manifest(folder)
+    require_labels(folder, manifest.labels, rows)
+    place = folder
+    if not (folder / "model.onnx").is_file():
+        from compressor.export.exporter import Exporter
+
+        place = Path(Exporter(folder, data=rows, progress=progress).export(work / str(len(list(work.iterdir())))))
+    return Subject(name=name, folder=place, precision=manifest.precision, path=str(folder))

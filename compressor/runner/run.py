@@ -1,0 +1,273 @@
+"""Makes what a recipe asks for: skips what is done, resumes what was interrupted, ends in a report and `final/`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.device import cpu_name, machine_id, training_device, usable_threads
+from compressor.recipe.recipe import Recipe
+from compressor.runner.chain import Chain, gate_references, stages_of, with_previous
+from compressor.runner.directory import Attempt, RunDirectory, append_decision, read_lines, write_json
+from compressor.runner.finish import Stop, finish
+from compressor.runner.keys import SCHEMA, library_versions, stage_settings
+from compressor.runner.prepare import Prepared, check_rows, prepare
+from compressor.runner.scoring import answers, class_ids, gate_judge
+from compressor.stage import Decision, Job, Outcome, Progress, Stage, silent
+
+Say = Callable[[str], None]
+"""Called with a line for the user."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended: report.json's content, the folder to deploy, the table for the terminal, the exit code."""
+
+    report: dict[str, Any]
+    final: Path | None
+    table: str
+    exit_code: int
+    message: str | None = None
+    """What failed or stayed undecided; None when all is well."""
+
+
+def _quiet(_line: str) -> None:
+    """Says nothing."""
+
+
+def run(
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
+    *,
+    redo: Sequence[str] = (),
+    progress: Progress = silent,
+    say: Say = _quiet,
+) -> RunResult:
+    """Run a recipe; what stands already in `out` with the same key is not made again.
+
+    Args:
+        recipe: a loaded recipe or the path of one.
+        out: run directory; `runs/<name>` unless given, `runs/<name>-smoke` for `recipe.smoke()`.
+        redo: ids of stages to make again.
+        progress: told of every long phase.
+        say: told of each stage in a line.
+    Raises: InputError for a recipe, rows or a model that cannot be used, StageError for a stage that cannot finish.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    directory = RunDirectory(Path(out) if out else default_out(recipe))
+    prepared = prepare(recipe, progress=progress)
+    assert prepared is not None
+    with directory.locked():
+        chain = Chain(
+            directory,
+            recipe,
+            prepared.data,
+            prepared.source,
+            threads=usable_threads(),
+            device=training_device(),
+            smoke=recipe.smoke_rows is not None,
+        )
+        stop = _Making(chain, prepared, progress, say).all(redo)
+        _write_decisions(chain)
+        ending = finish(chain, prepared, stop, progress=progress, say=say)
+        return RunResult(
+            report=ending.report.to_dict(),
+            final=ending.final,
+            table=ending.report.table(),
+            exit_code=ending.exit_code,
+            message=ending.message,
+        )
+
+
+def default_out(recipe: Recipe) -> Path:
+    """`runs/<name>` in the working directory; a smoke run has a directory of its own."""
+    return Path("runs") / (recipe.name + ("-smoke" if recipe.smoke_rows is not None else ""))
+
+
+class _Making:
+    """Goes through the stages once."""
+
+    def __init__(self, chain: Chain, prepared: Prepared, progress: Progress, say: Say) -> None:
+        self.chain = chain
+        self.prepared = prepared
+        self.progress = progress
+        self.say = say
+        self.begun = False
+
+    def all(self, redo: Sequence[str]) -> Stop | None:
+        """Make or skip every stage; where a gate ends the run, which and why."""
+        chain = self.chain
+        stages = stages_of(chain.recipe)
+        _refuse_unknown(redo, stages)
+        for stage_id in redo:
+            chain.directory.forget(stage_id)
+        for stage, before in with_previous(stages):
+            key, parts = chain.key(stage, before)
+            found = chain.directory.find_key(key)
+            if found is not None:
+                chain.directory.adopt(found, stage.id)
+                self.say(f"{stage.id}: done already")
+            else:
+                self._begin()
+                self.say(f"{stage.id}: {stage.verb}")
+                self._make(stage, before, key, parts)
+            record = chain.directory.record(stage.id) or {}
+            chain.add(stage, key, record, before)
+            gate = record.get("gate")
+            if gate and not gate["passed"]:
+                self.say(f"{stage.id}: gate {gate['verdict']} ({gate['because']}), {gate['otherwise']}")
+                if gate["otherwise"] not in ("warn", "skip") and not chain.smoke:
+                    return Stop(stage.id, before, gate["because"], gate["verdict"])
+        return None
+
+    def _begin(self) -> None:
+        """What is done once, before the first stage that has to be made."""
+        if self.begun:
+            return
+        self.begun = True
+        check_rows(self.prepared)
+        recipe, root = self.chain.recipe, self.chain.directory.root
+        shutil.copyfile(recipe.path, root / "recipe.yaml")
+        (root / "recipe.resolved.yaml").write_text(recipe.resolved(), encoding="utf-8")
+        write_json(root / "environment.json", environment(self.chain.threads))
+        import torch
+
+        torch.set_num_threads(self.chain.threads)
+
+    def _make(self, stage: Stage, before: str | None, key: str, parts: dict[str, Any]) -> None:
+        chain = self.chain
+        record = {
+            "schema": SCHEMA,
+            "id": stage.id,
+            "verb": stage.verb,
+            "key_parts": parts,
+            "settings": stage_settings(stage),
+            "versions": library_versions(),
+            "machine": machine_id(),
+            "seed": chain.recipe.seed,
+            "threads": chain.threads,
+            "checkpoint_steps": checkpoint_steps(stage),
+        }
+        attempt = chain.directory.begin(stage, key, record)
+        judge = self._judge(stage, before, attempt)
+        stage.run(
+            Job(
+                out=attempt.folder,
+                inputs=chain.inputs(stage, before),
+                data=chain.data,
+                seed=chain.recipe.seed,
+                device=chain.device,
+                threads=chain.threads,
+                progress=lambda what, done, total: self.progress(f"{stage.id}: {what}", done, total),
+                decide=lambda decision: append_decision(attempt.folder, stage.id, decision),
+                gate=judge,
+                base=chain.recipe.base,
+                smoke=chain.smoke,
+            )
+        )
+        self._score(stage, attempt)
+        outcome = judge(attempt.folder / "model") if judge else None
+        if outcome is not None and stage.gate is not None:
+            because = Decision(
+                kind="gate", chosen=outcome.verdict, because=outcome.because, candidates=dict(outcome.values)
+            )
+            append_decision(attempt.folder, stage.id, because)
+        chain.directory.commit(stage, attempt, {"gate": _gate_record(stage, outcome)})
+
+    def _judge(self, stage: Stage, before: str | None, attempt: Attempt) -> Callable[[Path], Outcome] | None:
+        if stage.gate is None:
+            return None
+        against = {
+            metric: self.chain.folder(named) for metric, named in gate_references(stage, before).items()
+        }
+        return gate_judge(
+            stage.gate,
+            against=against,
+            data=self.chain.data,
+            threads=self.chain.threads,
+            progress=self.progress,
+            work=attempt.folder,
+        )
+
+    def _score(self, stage: Stage, attempt: Attempt) -> None:
+        """metrics.json: every metric of the task on `select`, with its interval."""
+        from compressor.evaluate.metrics import METRICS
+        from compressor.evaluate.paired import score_interval
+
+        data = self.chain.data
+        logits = answers(
+            attempt.folder,
+            "select",
+            data=data,
+            threads=self.chain.threads,
+            progress=lambda what, done, total: self.progress(f"{stage.id}: {what}", done, total),
+        )
+        scores = {
+            name: asdict(score_interval(name, logits.argmax(-1), class_ids(data.select), data.labels))
+            for name in METRICS
+        }
+        write_json(attempt.folder / "metrics.json", {"select": scores})
+        best = scores[data.task.metric]
+        self.say(f"{stage.id}: {data.task.metric} {best['value']:.4f} on {best['rows']} select rows")
+
+
+def checkpoint_steps(stage: Stage) -> int | None:
+    """Steps between the checkpoints of a stage that trains, else None."""
+    recover = getattr(stage, "recover", None)
+    finetune = getattr(stage, "finetune", None)
+    train = getattr(stage, "train", None) or getattr(recover, "train", None) or getattr(finetune, "train", None)
+    return train.checkpoint if train else None
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Where a run took place, for environment.json."""
+    import platform
+
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "machine": machine_id(),
+        "versions": library_versions(),
+    }
+
+
+def _gate_record(stage: Stage, outcome: Outcome | None) -> dict[str, Any] | None:
+    if outcome is None or stage.gate is None:
+        return None
+    return {
+        "verdict": outcome.verdict,
+        "passed": outcome.passed,
+        "because": outcome.because,
+        "values": {name: list(value) for name, value in outcome.values.items()},
+        "otherwise": stage.gate.otherwise,
+    }
+
+
+def _write_decisions(chain: Chain) -> None:
+    """decisions.jsonl of the run: those of its stages, in order."""
+    lines = [
+        line
+        for stage in stages_of(chain.recipe)
+        if (folder := chain.directory.stage(stage.id)).is_dir()
+        for line in read_lines(folder / "decisions.jsonl")
+    ]
+    import json
+
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (chain.directory.root / "decisions.jsonl").write_text(text, encoding="utf-8")
+
+
+def _refuse_unknown(redo: Sequence[str], stages: Sequence[Stage]) -> None:
+    from compressor.errors import InputError
+
+    known = [stage.id for stage in stages]
+    for stage_id in redo:
+        if stage_id not in known:
+            raise InputError(f"--redo {stage_id}: no such stage; this recipe has {', '.join(known)}")

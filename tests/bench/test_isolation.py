@@ -1,0 +1,70 @@
+"""Subjects in processes of their own."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from compressor.bench import isolation
+from compressor.bench.isolation import Command, time_in_turn
+from compressor.errors import StageError
+
+FAKE = Path(__file__).with_name("fake_subject.py")
+
+
+def fake(name: str, milliseconds: float = 10.0, mode: str = "work") -> Command:
+    return Command(name, (sys.executable, str(FAKE), str(milliseconds), mode))
+
+
+def test_every_subject_times_the_same_rows_in_every_round():
+    timing = time_in_turn([fake("slow", 40.0), fake("fast", 4.0), fake("mid", 8.0)], rows=20, rounds=4, threads=1)
+    assert len(timing.slots) == 12
+    for number in range(4):
+        rows = {slot.subject: set(slot.rows) for slot in timing.slots if slot.round == number}
+        assert rows["slow"] == rows["fast"] == rows["mid"]
+    fast, slow = (next(slot for slot in timing.slots if slot.subject == name) for name in ("fast", "slow"))
+    assert len(fast.rows) > len(slow.rows)
+    assert set(timing.rounds_of("slow")) == {0, 1, 2, 3}
+    assert fast.nanoseconds[0] == 4_000_000 + fast.rows[0]
+
+
+def test_the_order_changes_from_round_to_round():
+    timing = time_in_turn([fake("a"), fake("b")], rows=8, rounds=4, threads=1)
+    first = [slot.subject for slot in timing.slots if slot.place == 0]
+    assert first == ["a", "b", "a", "b"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot pin")
+def test_subjects_are_pinned_to_as_many_processors_as_they_have_threads():
+    before = os.sched_getaffinity(0)
+    timing = time_in_turn([fake("a", 1.0, "affinity")], rows=1, rounds=1, threads=1)
+    assert set(timing.slots[0].nanoseconds) == {1_000_000}
+    assert len(timing.cpus or ()) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_a_subject_that_dies_is_named_with_its_last_words():
+    with pytest.raises(StageError, match=r"timing broken: loading answered ''.*no such model"):
+        time_in_turn([fake("good"), fake("broken", mode="crash")], rows=4, rounds=1, threads=1)
+
+
+def test_a_subject_that_answers_something_else_is_named():
+    with pytest.raises(StageError, match=r"timing odd: round -1 answered 'hello"):
+        time_in_turn([fake("odd", mode="garbage")], rows=4, rounds=1, threads=1)
+
+
+def test_a_subject_that_stays_silent_is_ended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(isolation, "ANSWER_SECONDS", 0.5)
+    start = time.monotonic()
+    with pytest.raises(StageError, match=r"timing silent: round -1 took more than 0.5 s"):
+        time_in_turn([fake("silent", mode="hang")], rows=4, rounds=1, threads=1)
+    assert time.monotonic() - start < 30
+    assert threading.active_count() < 10
+
+
+def test_two_subjects_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="different names"):
+        time_in_turn([fake("a"), fake("a")], rows=4, rounds=1, threads=1)

@@ -1,0 +1,165 @@
+"""Gates and budgets: three outcomes, said with the reason."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from compressor.errors import InputError
+from compressor.evaluate.gates import Answers, BudgetRow, Times, judge, judge_budget, worst
+from compressor.evaluate.settings import Budget
+from compressor.stage import Gate
+
+LABELS = ("no", "yes")
+
+
+def logits_of(classes: np.ndarray) -> np.ndarray:
+    return np.eye(2, dtype=np.float32)[classes]
+
+
+def with_errors(references: np.ndarray, wrong: int) -> np.ndarray:
+    """Answers that are wrong on the first `wrong` rows."""
+    answers = references.copy()
+    answers[:wrong] = 1 - answers[:wrong]
+    return answers
+
+
+REFERENCES = np.random.default_rng(0).integers(0, 2, 1000)
+
+
+def gated(gate: dict, wrong: int, before: int = 0, references: np.ndarray = REFERENCES):
+    compared = {"accuracy": logits_of(with_errors(references, before))}
+    return judge(
+        Gate.model_validate(gate), logits_of(with_errors(references, wrong)), compared, list(references), LABELS
+    )
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [(8, "pass"), (9, "fail"), (0, "pass")])
+def test_a_gate_decides_on_the_point_estimate_at_the_very_limit(wrong: int, verdict: str):
+    outcome = gated({"accuracy": {"drop": "<= 0.8pp"}}, wrong)
+    assert outcome.verdict == verdict
+    assert outcome.passed == (verdict == "pass")
+    value, low, high = outcome.values["accuracy"]
+    assert value == pytest.approx(wrong / 1000)
+    assert low <= value <= high
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [(2, "pass"), (20, "undecided"), (60, "fail")])
+def test_a_gate_with_confidence_has_three_outcomes(wrong: int, verdict: str):
+    limit = {"accuracy": {"drop": "<= 2pp"}, "confidence": 0.95}
+    assert gated(limit, wrong).verdict == verdict
+    assert gated({**limit, "undecided": "fail"}, wrong).passed == (verdict == "pass")
+    assert gated(limit, wrong).passed == (verdict != "fail")
+
+
+def test_an_undecided_gate_says_how_many_rows_it_needs():
+    outcome = gated({"accuracy": {"drop": "<= 1pp", "vs": "slim"}, "confidence": 0.95}, 30, 25)
+    assert outcome.verdict == "pass"
+    few = REFERENCES[:100]
+    outcome = gated({"accuracy": {"drop": "<= 1pp", "vs": "slim"}, "confidence": 0.95}, 4, 2, few)
+    assert "accuracy drop vs slim is 2.00 pp" in outcome.because
+    assert "100 rows cannot show it, about 542 are needed at 2.0 % flips" in outcome.because
+
+
+def test_a_score_limit_and_a_relative_drop_are_understood():
+    outcome = gated({"accuracy": ">= 99pp"}, 10)
+    assert outcome.verdict == "pass"
+    assert gated({"accuracy": ">= 99pp"}, 11).verdict == "fail"
+    assert gated({"accuracy": {"drop": "<= 1%"}}, 509, 500).verdict == "fail"
+    assert gated({"accuracy": {"drop": "<= 1%"}}, 504, 500).verdict == "pass"
+
+
+def test_rows_without_a_label_do_not_count():
+    references: list[int | None] = [0, 1, None, None]
+    gate = Gate.model_validate({"accuracy": ">= 99pp"})
+    outcome = judge(gate, logits_of(np.array([0, 1, 1, 1])), {}, references, LABELS)
+    assert outcome.values["accuracy"][0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ({"acuracy": ">= 99pp"}, "'acuracy' is not a metric"),
+        ({"macro_f1": {"drop": "<= 1pp", "vs": "slim"}}, "macro_f1: no answers of 'slim'"),
+        ({"accuracy": {"drop": ">= 1pp"}}, "accuracy.drop must look like"),
+        ({"accuracy": "<= 1ms"}, "accuracy must look like '>= 84pp'"),
+        ({}, "a gate needs a limit"),
+    ],
+)
+def test_a_gate_that_cannot_be_judged_says_why(gate: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        gated(gate, 1)
+
+
+def budget_rows(
+    budget: dict, *, wrong: int = 2, on_test: bool = True, times: Times | str = "switched off", size: int | None = 10**7
+) -> dict[str, BudgetRow]:
+    answers = Answers(REFERENCES, with_errors(REFERENCES, wrong), {"teacher": REFERENCES}, LABELS)
+    rows = judge_budget(Budget.model_validate(budget), answers=answers, on_test=on_test, times=times, size_bytes=size)
+    return {row.what: row for row in rows}
+
+
+def timed(ratio: float, rounds: int = 15) -> Times:
+    rng = np.random.default_rng(0)
+    teacher = {one: [int(4e6 * rng.lognormal(0, 0.03))] * 30 for one in range(rounds)}
+    return Times({one: [int(ratio * taken[0])] * 30 for one, taken in teacher.items()}, {"teacher": teacher})
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [(2, "pass"), (20, "undecided"), (60, "fail")])
+def test_a_score_budget_holds_its_one_sided_bounds_against_the_limit(wrong: int, verdict: str):
+    row = budget_rows({"accuracy": {"drop": "<= 2pp"}}, wrong=wrong)["accuracy.drop"]
+    assert row.verdict == verdict
+    assert row.vs == "teacher"
+    assert row.value == pytest.approx(wrong / 1000)
+    assert row.low <= row.value <= row.high
+
+
+def test_without_a_test_set_a_score_budget_cannot_pass_but_can_fail():
+    row = budget_rows({"accuracy": {"drop": "<= 2pp"}}, on_test=False)["accuracy.drop"]
+    assert row.verdict == "undecided"
+    assert "no test set" in row.because
+    assert budget_rows({"accuracy": {"drop": "<= 2pp"}}, wrong=60, on_test=False)["accuracy.drop"].verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict"), [("<= 0.6x", "pass"), ("<= 0.4x", "fail"), ("<= 5ms", "pass"), ("<= 1ms", "fail")]
+)
+def test_a_latency_budget_is_a_ratio_or_a_time(limit: str, verdict: str):
+    row = budget_rows({"latency": {"p50": limit}}, times=timed(0.5))["latency.p50"]
+    assert row.verdict == verdict
+    assert (row.vs is None) == limit.endswith("ms")
+    assert row.value == pytest.approx(0.5 if limit.endswith("x") else 2.0, rel=0.1)
+
+
+def test_latency_that_was_not_measured_is_undecided_with_the_reason():
+    row = budget_rows({"latency": {"p50": "<= 0.1x"}}, times="smoke run")["latency.p50"]
+    assert (row.verdict, row.value, row.because) == ("undecided", None, "smoke run")
+    row = budget_rows({"latency": {"p50": "<= 0.1x", "vs": "slim"}}, times=timed(0.5))["latency.p50"]
+    assert (row.verdict, row.because) == ("undecided", "slim was not timed")
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(40_000_000, "pass"), (40_000_001, "fail"), (None, "undecided")])
+def test_a_size_is_exact(size: int | None, verdict: str):
+    assert budget_rows({"size": "<= 40MB"}, size=size)["size"].verdict == verdict
+
+
+def test_one_failure_outweighs_doubt_and_doubt_outweighs_success():
+    assert worst(["pass", "undecided", "fail"]) == "fail"
+    assert worst(["pass", "undecided"]) == "undecided"
+    assert worst(["pass"]) == "pass"
+    assert worst([]) == "none"
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"acuracy": ">= 84pp"}, "is not a metric"),
+        ({"accuracy": 0.8}, "must be a comparison with a unit"),
+        ({"accuracy": "84pp"}, "must be a comparison with a unit"),
+        ({"size": "<= 4x"}, "size must look like '<= 40MB'"),
+        ({"latency": {"p50": "<= 4pp"}}, "p50 must look like '<= 0.1x' or '<= 5ms'"),
+        ({"latency": {"p99": "<= 4ms"}}, "p99"),
+    ],
+)
+def test_a_budget_that_means_nothing_is_refused(budget: dict, message: str):
+    with pytest.raises(ValidationError, match=message):
+        Budget.model_validate(budget)

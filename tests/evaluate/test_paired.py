@@ -1,0 +1,117 @@
+"""Intervals of scores and drops, against formulas, direct resampling of rows, and simulated data."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from compressor.errors import InputError
+from compressor.evaluate.paired import agreement, drop, flips, rows_to_decide, score_interval
+
+LABELS = ("no", "yes")
+
+
+def two_models(seed: int, rows: int, lost: float, won: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """References, a reference model's answers and a subject's that loses and wins rows at these rates."""
+    rng = np.random.default_rng(seed)
+    references = rng.integers(0, 2, rows)
+    alike = np.where(rng.random(rows) < 0.85, references, 1 - references)
+    kind = rng.choice(3, rows, p=[lost, won, 1 - lost - won])
+    before = np.where(kind == 0, references, np.where(kind == 1, 1 - references, alike))
+    after = np.where(kind == 0, 1 - references, np.where(kind == 1, references, alike))
+    return references, before, after
+
+
+def test_the_interval_of_an_accuracy_is_agresti_and_coulls():
+    references, before, _ = two_models(0, 2000, 0.02, 0.02)
+    found = score_interval("accuracy", before, references, LABELS)
+    right, rows = np.sum(before == references) + 2, 2004
+    half = 1.96 * np.sqrt(right / rows * (1 - right / rows) / rows)
+    assert found.value == np.mean(before == references)
+    assert (found.low, found.high) == pytest.approx((right / rows - half, right / rows + half), abs=2e-3)
+    assert found.rows == 2000
+
+
+def test_resampling_counts_is_resampling_rows():
+    references, before, after = two_models(1, 1500, 0.04, 0.02)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, 1500, (4000, 1500))
+    falls = (before == references)[drawn].mean(1) - (after == references)[drawn].mean(1)
+    found = drop("accuracy", before, after, references, LABELS)
+    assert (found.low, found.high) == pytest.approx(np.quantile(falls, [0.025, 0.975]), abs=2e-3)
+
+
+def test_a_model_does_not_fall_below_itself_but_few_rows_prove_little():
+    references, before, _ = two_models(2, 64, 0.0, 0.0)
+    found = drop("accuracy", before, before, references, LABELS, confidence=0.90)
+    assert found.value == 0.0
+    assert found.high > 0.01
+    many = drop("accuracy", *(np.tile(one, 60) for one in (before, before, references)), LABELS, confidence=0.90)
+    assert many.high < 0.001
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "worst_class_recall", "matthews", "accuracy@yes"])
+def test_a_drop_is_positive_when_the_subject_is_worse_and_changes_sign_when_turned_round(metric: str):
+    references, before, after = two_models(3, 3000, 0.10, 0.01)
+    there = drop(metric, before, after, references, LABELS)
+    back = drop(metric, after, before, references, LABELS)
+    assert there.low > 0
+    assert there.value == pytest.approx(-back.value)
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=0.01)
+
+
+def test_a_relative_drop_is_a_share_of_the_references_score():
+    references, before, after = two_models(4, 2000, 0.05, 0.01)
+    absolute = drop("accuracy", before, after, references, LABELS)
+    relative = drop("accuracy", before, after, references, LABELS, relative=True)
+    assert relative.value == pytest.approx(absolute.value / np.mean(before == references))
+
+
+def test_the_order_of_the_rows_changes_nothing():
+    references, before, after = two_models(5, 500, 0.05, 0.02)
+    order = np.random.default_rng(0).permutation(500)
+    assert drop("macro_f1", before, after, references, LABELS) == drop(
+        "macro_f1", before[order], after[order], references[order], LABELS
+    )
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_drop_intervals_cover_the_true_drop_at_their_nominal_rate(metric: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("compressor.evaluate.paired.RESAMPLES", 500)
+    true = drop(metric, *_order(two_models(999, 400_000, 0.04, 0.02)), LABELS).value
+    covered = 0
+    for seed in range(300):
+        found = drop(metric, *_order(two_models(seed, 400, 0.04, 0.02)), LABELS, seed=seed)
+        covered += found.low <= true <= found.high
+    assert 0.92 <= covered / 300 <= 0.98
+
+
+def _order(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    references, before, after = drawn
+    return before, after, references
+
+
+def test_a_model_as_bad_as_the_limit_passes_about_one_time_in_twenty(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("compressor.evaluate.paired.RESAMPLES", 500)
+    highs_below = sum(
+        drop("accuracy", *_order(two_models(seed, 1000, 0.03, 0.01)), LABELS, confidence=0.90, seed=seed).high <= 0.02
+        for seed in range(400)
+    )
+    assert highs_below / 400 < 0.09
+
+
+def test_agreement_and_flips_count_rows():
+    references, before, after = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0]), np.array([0, 0, 0, 1, 0])
+    assert agreement(before, after) == 0.6
+    found = flips(before, after, references)
+    assert (found.both, found.lost, found.won, found.neither) == (2, 1, 1, 1)
+
+
+def test_rows_to_decide_solves_the_one_sided_bound_for_the_rows():
+    rows = rows_to_decide(0.01, 0.04)
+    assert stats.norm.ppf(0.95) * np.sqrt(0.04 / rows) <= 0.01
+    assert stats.norm.ppf(0.95) * np.sqrt(0.04 / (rows - 1)) > 0.01
+
+
+def test_models_on_other_rows_are_refused():
+    with pytest.raises(InputError, match=r"same rows \(got 3 and 2\)"):
+        drop("accuracy", np.zeros(3, int), np.zeros(2, int), np.zeros(3, int), LABELS)

@@ -1,0 +1,149 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+
+from compressor.errors import InputError
+from compressor.model.encoders import shapes
+from compressor.model.gates import gated
+from compressor.model.importance import CRITERIA, magnitude, randomly, taylor
+from compressor.model.surgery import Kept, cut
+from compressor.prune.settings import Criterion
+
+torch.set_num_threads(1)
+ROWS = 32
+LENGTHS = [3 + index % 7 for index in range(ROWS)]
+IDS = [[(7 * row + 3 * place) % 60 + 2 for place in range(length)] for row, length in enumerate(LENGTHS)]
+LABELS = torch.tensor([row % 3 % 2 for row in range(ROWS)])
+
+
+@dataclass(frozen=True)
+class Batch:
+    inputs: dict[str, Tensor]
+    targets: Tensor
+
+
+def make_model() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    model = BertForSequenceClassification(config)
+    for weight in model.parameters():
+        weight.data.add_(torch.randn_like(weight) * 0.15)
+    return model.eval()
+
+
+def make_batch(rows: Sequence[int], padding: int = 0) -> Batch:
+    longest = max(LENGTHS[row] for row in rows) + padding
+    ids = torch.tensor([IDS[row] + [0] * (longest - LENGTHS[row]) for row in rows])
+    mask = torch.tensor([[1] * LENGTHS[row] + [0] * (longest - LENGTHS[row]) for row in rows])
+    return Batch({"input_ids": ids, "attention_mask": mask}, LABELS[list(rows)])
+
+
+def batches(size: int, padding: int = 0) -> list[Batch]:
+    return [make_batch(range(start, min(start + size, ROWS)), padding) for start in range(0, ROWS, size)]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def loop_over_rows(model: PreTrainedModel) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """One row at a time with one gate for all rows: mean of absolute gradients."""
+    heads = [torch.zeros(each.heads) for each in shapes(model).layers]
+    neurons = [torch.zeros(each.ffn) for each in shapes(model).layers]
+    layers = torch.zeros(len(heads))
+    for row in range(ROWS):
+        batch = make_batch([row])
+        gates = [torch.ones_like(part, requires_grad=True) for part in (*heads, *neurons)]
+        whole = [torch.ones((), requires_grad=True) for _ in heads]
+        with gated(model, heads=gates[: len(heads)], neurons=gates[len(heads) :], layers=whole):
+            cross_entropy(model(**batch.inputs).logits, batch.targets).backward()
+        for total, gate in zip((*heads, *neurons), gates, strict=True):
+            total += gate.grad.abs() / ROWS
+        layers += torch.stack([gate.grad for gate in whole]).abs() / ROWS
+    return heads, neurons, layers
+
+
+@pytest.mark.parametrize("size", [1, 7, 32])
+def test_taylor_is_the_mean_over_rows_of_the_absolute_gate_gradient_at_any_batch_size(size: int):
+    model = make_model()
+    found = taylor(model, batches(size), cross_entropy)
+    heads, neurons, layers = loop_over_rows(model)
+    for mine, theirs in zip((*found.heads, *found.neurons, found.layers), (*heads, *neurons, layers), strict=True):
+        assert float(theirs.max()) > 0
+        torch.testing.assert_close(mine, theirs.double(), rtol=1e-4, atol=1e-8)
+
+
+def test_taylor_does_not_depend_on_padding():
+    model = make_model()
+    tight, padded = taylor(model, batches(1), cross_entropy), taylor(model, batches(7, padding=9), cross_entropy)
+    for mine, theirs in zip((*tight.heads, *tight.neurons), (*padded.heads, *padded.neurons), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-8)
+
+
+def test_the_absolute_value_of_a_batch_would_rank_otherwise():
+    model = make_model()
+    sizes = shapes(model).layers
+    gates = [torch.ones(each.heads, requires_grad=True) for each in sizes]
+    ones = [torch.ones(each.ffn) for each in sizes]
+    (batch,) = batches(32)
+    with gated(model, heads=gates, neurons=ones, layers=[torch.ones(())] * 2):
+        cross_entropy(model(**batch.inputs).logits, batch.targets).mean().backward()
+    exact = taylor(model, [batch], cross_entropy)
+    assert all(bool((gate.grad.abs() < score).all()) for gate, score in zip(gates, exact.heads, strict=True))
+
+
+def test_a_head_that_writes_nothing_scores_zero_by_every_weight_or_gradient():
+    model = make_model()
+    with torch.no_grad():
+        attention = model.bert.encoder.layer[0].attention
+        attention.output.dense.weight[:, 8:16] = 0
+        for part in (attention.self.query, attention.self.key, attention.self.value):
+            part.weight[8:16] = 0
+    assert float(taylor(model, batches(8), cross_entropy).heads[0][1]) == 0
+    assert float(magnitude(model).heads[0][1]) == 0
+
+
+def test_magnitude_is_the_squared_norm_of_what_would_go():
+    model = make_model()
+    layer = model.bert.encoder.layer[1]
+    up, down = layer.intermediate.dense.weight[5], layer.output.dense.weight[:, 5]
+    assert float(magnitude(model).neurons[1][5]) == pytest.approx(float(up.square().sum() + down.square().sum()), rel=1e-5)
+    rows = slice(16, 24)
+    inner = layer.attention.self
+    parts = [inner.query.weight[rows], inner.key.weight[rows], inner.value.weight[rows]]
+    parts.append(layer.attention.output.dense.weight[:, rows])
+    expected = sum(float(part.square().sum()) for part in parts)
+    assert float(magnitude(model).heads[1][2]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_random_scores_follow_the_seed_and_not_torchs_own_numbers():
+    model = make_model()
+    state = torch.get_rng_state()
+    assert torch.equal(randomly(model, seed=1).heads[0], randomly(model, seed=1).heads[0])
+    assert not torch.equal(randomly(model, seed=1).heads[0], randomly(model, seed=2).heads[0])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_layers_without_heads_or_neurons_have_empty_scores():
+    model = cut(make_model(), Kept(((), (0, 1)), ((0, 1, 2), ()), (0, 1)))
+    for scores in (taylor(model, batches(8), cross_entropy), magnitude(model), randomly(model, seed=0)):
+        assert [len(each) for each in scores.heads] == [0, 2]
+        assert [len(each) for each in scores.neurons] == [3, 0]
+        assert scores.layers.shape == (2,)
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(InputError, match="needs rows"):
+        taylor(make_model(), [], cross_entropy)
+
+
+def test_the_table_of_criteria_holds_what_a_recipe_may_say():
+    assert set(CRITERIA) == set(get_args(Criterion))

@@ -1,0 +1,112 @@
+"""`measure` and `compare` on real model files, timed in processes of their own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_reviews, write_tiny_bert
+
+from compressor.bench.settings import TARGETS, Benchmark
+from compressor.data.rows import DataSets, Rows
+from compressor.data.settings import Task
+from compressor.errors import InputError
+from compressor.report.compare import compare
+from compressor.report.measure import measure
+from compressor.report.subjects import Subject, time_subjects
+from compressor.runtime.predictor import load
+
+
+def rows_of(reviews: list[tuple[str, str]]) -> Rows:
+    return Rows(tuple(text for text, _ in reviews), tuple(("bad", "good").index(label) for _, label in reviews))
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSets:
+    reviews = make_reviews(80, seed=5)
+    return DataSets(
+        task=Task(),
+        labels=("bad", "good"),
+        text_columns=("text",),
+        max_tokens=32,
+        train=rows_of(reviews[:20]),
+        select=rows_of(reviews[20:40]),
+        test=rows_of(reviews[40:]),
+        unlabelled=Rows((), ()),
+    )
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("other") / "student"
+    return write_tiny_bert(folder, layers=1, labels=("bad", "good"), seed=1)
+
+
+def test_measure_scores_and_times_folders(tiny_classifier: Path, other: Path, data: DataSets, tmp_path: Path):
+    report = measure(
+        {"teacher": tiny_classifier, "student": other},
+        data=data,
+        budget={"size": "<= 40MB"},
+        rounds=3,
+        threads=1,
+        out=tmp_path / "report",
+    )
+    assert [row.name for row in report.subjects] == ["teacher", "student", "teacher/aa"]
+    student = report.subject("student")
+    answers = load(other, engine="torch").logits(list(data.test.texts)).argmax(-1)
+    assert student.metric.value == pytest.approx(np.mean(answers == np.array(data.test.labels)))
+    assert student.latency[0].status == "measured"
+    assert student.latency[0].threads == 1
+    assert student.versus_teacher.latency_ratio.value > 0
+    assert student.parameters > 1000
+    assert report.verdict == "pass"
+    samples = json.loads((tmp_path / "report" / "samples.json").read_text())
+    assert {slot["subject"] for slot in samples["targets"]["cpu"]["slots"]} == {"teacher", "student", "teacher/aa"}
+
+
+def test_measure_without_timing_starts_no_process(
+    tiny_classifier: Path, data: DataSets, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("subprocess.Popen", None)
+    report = measure([tiny_classifier], data=data, timing=False)
+    assert report.subjects[0].latency[0].status == "not measured"
+
+
+def test_the_same_file_is_timed_once(tiny_classifier: Path, data: DataSets, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(
+        "compressor.report.subjects.time_in_turn", lambda commands, **_: asked.extend(one.name for one in commands)
+    )
+    twins = [Subject(name, tiny_classifier, engine="torch") for name in ("teacher", "copy")]
+    targets = {"cpu": TARGETS["cpu"].model_copy(update={"engine": "torch"})}
+    time_subjects(twins, ["a text"], targets=targets)
+    assert asked == ["teacher@torch", "teacher@torch/aa"]
+    with pytest.raises(InputError, match="no target 'gpu'; there are cpu"):
+        time_subjects(twins, ["a text"], benchmark=Benchmark(targets=["gpu"]), targets=targets)
+
+
+def test_a_model_compared_with_itself_differs_nowhere(tiny_classifier: Path, data: DataSets):
+    found = compare(tiny_classifier, tiny_classifier, data=data)
+    assert found.drop.value == 0
+    assert found.agreement == 1
+    assert found.changed == ()
+    assert found.rows == 40
+
+
+def test_compare_names_the_rows_that_changed(tiny_classifier: Path, other: Path, data: DataSets):
+    found = compare(tiny_classifier, other, data=data)
+    before, after = (load(folder).predict(list(data.test.texts)) for folder in (tiny_classifier, other))
+    wanted = [text for text, one, two in zip(data.test.texts, before, after, strict=True) if one != two]
+    assert list(found.changed) == wanted
+    assert found.agreement == pytest.approx(1 - len(wanted) / 40)
+    assert found.to_dict()["metric"] == "accuracy"
+
+
+def test_models_of_other_labels_are_refused(tmp_path: Path, tiny_classifier: Path, data: DataSets):
+    stranger = write_tiny_bert(tmp_path / "stranger", layers=1, labels=("neg", "pos"))
+    with pytest.raises(InputError, match="answers neg, pos, the rows have bad, good"):
+        compare(tiny_classifier, stranger, data=data)
+    with pytest.raises(InputError, match="answers neg, pos"):
+        measure([stranger], data=data, timing=False)
+    with pytest.raises(InputError, match="two folders are called"):
+        measure([tiny_classifier, tiny_classifier], data=data)

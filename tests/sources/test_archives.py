@@ -1,0 +1,89 @@
+import io
+import stat
+import tarfile
+import zipfile
+
+import pytest
+
+from compressor.errors import InputError
+from compressor.sources.archives import extract
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            if content is None:
+                info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def zip_of(path, members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name)
+            if content is None:
+                info.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(info, content or b"/etc/passwd")
+    return path
+
+
+FORMS = pytest.mark.parametrize("make", [tar_of, zip_of])
+
+
+@FORMS
+def test_a_file_or_a_folder_comes_out_as_it_went_in(tmp_path, make):
+    archive = make(tmp_path / "a", {"top/d/one.txt": b"1", "top/d/e/two.txt": b"2", "top/dd/three.txt": b"3"})
+    extract(archive, "top/d/one.txt", tmp_path / "one.txt", name="a")
+    extract(archive, "/d/", tmp_path / "d", name="a", drop_top=True)
+    assert (tmp_path / "one.txt").read_bytes() == b"1"
+    assert {p.relative_to(tmp_path / "d").as_posix() for p in (tmp_path / "d").rglob("*.txt")} == {
+        "one.txt",
+        "e/two.txt",
+    }
+
+
+@FORMS
+def test_a_member_that_is_not_there_is_answered_with_the_nearest(tmp_path, make):
+    archive = make(tmp_path / "a", {"data/rows.tsv": b"1"})
+    with pytest.raises(InputError, match=r"pack holds no 'data/row\.tsv'; did you mean 'data/rows\.tsv'\?"):
+        extract(archive, "data/row.tsv", tmp_path / "x", name="pack")
+    with pytest.raises(InputError, match="pack holds no 'zzz'; at its top are data"):
+        extract(archive, "zzz", tmp_path / "x", name="pack")
+
+
+@FORMS
+@pytest.mark.parametrize(
+    ("member", "content", "message"),
+    [
+        ("d/../../escaped.txt", b"x", "leads outside its folder"),
+        ("/d/absolute.txt", b"x", "leads outside its folder"),
+        ("d/link", None, "only plain files and folders are taken"),
+    ],
+)
+def test_members_that_lead_outside_are_refused(tmp_path, make, member, content, message):
+    archive = make(tmp_path / "a", {member: content})
+    with pytest.raises(InputError, match=message):
+        extract(archive, "d", tmp_path / "in" / "d", name="a")
+    assert not (tmp_path / "escaped.txt").exists()
+
+
+def test_what_is_no_archive_or_a_broken_one_is_refused(tmp_path):
+    (tmp_path / "text").write_text("words")
+    with pytest.raises(InputError, match="pack is neither a zip nor a tar archive"):
+        extract(tmp_path / "text", "d", tmp_path / "x", name="pack")
+    whole = zip_of(tmp_path / "a", {"d/one": b"1" * 100}).read_bytes()
+    (tmp_path / "broken").write_bytes(whole.replace(b"1" * 100, b"2" * 100))
+    with pytest.raises(InputError, match="pack is a broken archive: Bad CRC-32"):
+        extract(tmp_path / "broken", "d", tmp_path / "x", name="pack")
+
+
+@pytest.mark.parametrize("inside", ["", "/", "../up"])
+def test_a_path_inside_must_lead_inside(tmp_path, inside):
+    archive = zip_of(tmp_path / "a", {"d/one": b"1"})
+    with pytest.raises(InputError, match="is no path inside the archive"):
+        extract(archive, inside, tmp_path / "x", name="a")

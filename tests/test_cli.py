@@ -1,0 +1,313 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from compressor import cli
+from compressor.errors import GateError, InputError, StageError, UndecidedError
+from compressor.runner import doctor
+from compressor.runner import run as runner_run
+from compressor.runner.run import RunResult
+
+HEAVY = ("torch", "transformers", "onnxruntime", "evaluate", "pandas", "datasets", "optimum", "accelerate", "sklearn")
+
+RECIPE = "name: small\ndata: {train: train.csv}\nteacher: {model: ./teacher}\nstages: [{id: ship, export: {}}]\n"
+
+CONFIG = {
+    "architectures": ["BertForSequenceClassification"],
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 30,
+    "id2label": {"0": "negative", "1": "positive"},
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """The working directory, with a recipe that loads."""
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "teacher" / "model.safetensors").write_bytes(b"")
+    rows = "".join(f"film {n},{'positive' if n % 2 else 'negative'}\n" for n in range(40))
+    (tmp_path / "train.csv").write_text("text,label\n" + rows)
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def compress(*words: str):
+    return CliRunner().invoke(cli.app, list(words), prog_name="compress")
+
+
+def in_fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    root = str(Path(cli.__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False, timeout=120)
+
+
+def faked(monkeypatch, outcome):
+    """Make the runner return or raise `outcome`; what it was called with."""
+    calls = []
+
+    def run(recipe, out, *, redo=(), progress, say):
+        calls.append((recipe, out, tuple(redo)))
+        progress("student: train", 0, 10)
+        say("student: distill")
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(runner_run, "run", run)
+    return calls
+
+
+DONE = RunResult({"schema": 1, "verdict": "pass"}, Path("runs/small/final"), "THE TABLE", 0)
+
+
+def test_help_shows_the_recipes_options_and_the_verbs():
+    result = compress("--help")
+    assert result.exit_code == 0
+    for word in ("RECIPE", "--out", "--set", "--plan", "--smoke", "--redo", "--quiet", "--json", *cli.VERBS):
+        assert word in result.output
+    assert compress().output == result.output
+
+
+def test_there_are_no_stubs_among_the_verbs():
+    assert cli.VERBS == ("report", "why", "schema", "init", "doctor")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["small.yaml", "--plan"], ["broken.yaml"], ["schema"], ["nothing"]])
+def test_help_plan_and_recipe_errors_load_nothing_heavy(project, words):
+    (project / "broken.yaml").write_text(RECIPE + "sed: 3\n")
+    code = (
+        "import sys\n"
+        f"sys.argv = ['compress', *{words!r}]\n"
+        "from compressor.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    print('CODE', end.code)\n"
+        f"print('HEAVY', sorted(set({HEAVY!r}) & set(sys.modules)))\n"
+    )
+    done = in_fresh_process(code)
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+    assert f"CODE {2 if words[0] in ('broken.yaml', 'nothing') else 0}" in done.stdout, done.stderr
+
+
+def test_a_recipe_error_is_lines_on_stderr_with_exit_code_2_and_no_run_directory(project):
+    (project / "broken.yaml").write_text(RECIPE + "sed: 3\nbudget: {size: 40}\n")
+    result = compress("broken.yaml")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    first, second, last = result.stderr.splitlines()
+    assert first == "broken.yaml:5:1 sed is not a key here (got 3); did you mean seed?"
+    assert second.startswith("broken.yaml:6:16 budget.size must be a comparison")
+    assert last == "2 problems to solve; nothing was run"
+    assert not (project / "runs").exists()
+
+
+def test_a_first_word_that_is_neither_verb_nor_file_gets_did_you_mean(project):
+    assert "smal.yaml is neither a verb nor a file; did you mean small.yaml?" in compress("smal.yaml").stderr
+    result = compress("docter")
+    assert result.exit_code == 2
+    assert "docter is neither a verb nor a file; did you mean doctor?" in result.stderr
+
+
+def test_two_recipes_and_no_recipe_are_refused(project):
+    assert compress("small.yaml", "small.yaml").exit_code == 2
+    assert compress("--plan").exit_code == 2
+    assert "names no recipe" in compress("--plan").stderr
+
+
+def test_a_plan_makes_nothing(project):
+    before = sorted(project.rglob("*"))
+    result = compress("--plan", "small.yaml")
+    assert result.exit_code == 0, result.output
+    assert "teacher (teacher)  MISS: " in result.stdout
+    assert "MISS: follows teacher" in result.stdout
+    assert sorted(project.rglob("*")) == before
+
+
+def test_a_plan_in_json_is_a_list_of_stages(project):
+    found = json.loads(compress("small.yaml", "--plan", "--json").stdout)
+    assert [(line["stage"], line["status"]) for line in found] == [("teacher", "MISS"), ("ship", "MISS")]
+
+
+def test_redo_of_an_unknown_stage_suggests_one(project):
+    result = compress("small.yaml", "--redo", "shp")
+    assert (result.exit_code, result.stderr) == (2, "--redo shp: no such stage; did you mean ship?\n")
+
+
+def test_the_options_reach_the_runner(project, monkeypatch):
+    calls = faked(monkeypatch, DONE)
+    assert compress("small.yaml", "--set", "seed=3", "--redo", "ship", "--out", "here").exit_code == 0
+    assert compress("small.yaml", "--smoke", "--out", "here").exit_code == 0
+    assert compress("small.yaml", "--smoke").exit_code == 0
+    (recipe, out, redo), smoke, default = calls
+    assert (recipe.seed, out, redo) == (3, Path("here"), ("ship",))
+    assert (smoke[0].smoke_rows, smoke[1]) == (64, Path("here-smoke"))
+    assert default[1] == Path("runs/small-smoke")
+
+
+def test_json_leaves_stdout_to_the_report(project, monkeypatch):
+    faked(monkeypatch, DONE)
+    result = compress("small.yaml", "--json")
+    assert json.loads(result.stdout) == {"schema": 1, "verdict": "pass"}
+    assert result.stderr == ""
+
+
+def test_a_pipe_gets_plain_lines(project, monkeypatch):
+    faked(monkeypatch, DONE)
+    result = compress("small.yaml")
+    assert result.stdout.splitlines()[:2] == ["student: distill", "THE TABLE"]
+    assert result.stderr == "student: train\n"
+
+
+def test_quiet_shows_the_result_alone(project, monkeypatch):
+    faked(monkeypatch, DONE)
+    result = compress("small.yaml", "--quiet")
+    assert result.stdout.startswith("THE TABLE\n")
+    assert result.stderr == ""
+
+
+def test_a_phase_is_told_at_its_start_its_end_and_every_ten_seconds(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: clock[0])
+    lines = cli.Lines()
+    for step in range(25):
+        clock[0] = float(step)
+        lines("train", step, 25)
+    lines("save", 0, None)
+    lines.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "train",
+        "train: 10 of 25 after 10 s",
+        "train: 20 of 25 after 20 s",
+        "train: done in 24 s",
+        "save",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("rows are wrong"), 2),
+        (GateError("gate broke"), 3),
+        (UndecidedError("too few rows"), 4),
+        (StageError("stage broke"), 5),
+        (KeyboardInterrupt(), 130),
+        (OSError(28, "No space left on device"), 5),
+    ],
+)
+def test_exit_codes_follow_the_kind_of_error(project, monkeypatch, error, code):
+    faked(monkeypatch, error)
+    result = compress("small.yaml")
+    assert result.exit_code == code
+    assert "Traceback" not in result.output
+    assert not (project / "runs" / "small" / "error.log").exists()
+
+
+def test_a_result_brings_its_own_exit_code_and_message(project, monkeypatch):
+    faked(monkeypatch, RunResult({}, None, "T", 3, "budget accuracy failed"))
+    result = compress("small.yaml", "--quiet")
+    assert (result.exit_code, result.stderr) == (3, "budget accuracy failed\n")
+
+
+def test_our_own_bug_is_one_line_and_a_trace_in_error_log(project, monkeypatch):
+    faked(monkeypatch, ZeroDivisionError("oh no"))
+    result = compress("small.yaml", "--quiet")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert "ZeroDivisionError: oh no" in line
+    assert "runs/small/error.log" in line
+    trace = (project / "runs" / "small" / "error.log").read_text()
+    assert "Traceback" in trace
+    assert "ZeroDivisionError: oh no" in trace
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_130(project, number):
+    code = (
+        "import sys, time\n"
+        "from compressor.runner import run as module\n"
+        "def run(*_places, **_settings):\n    print('READY', flush=True); time.sleep(60)\n"
+        "module.run = run\n"
+        "sys.argv = ['compress', 'small.yaml']\n"
+        "from compressor.cli import main\nmain()\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=env) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "READY\n"
+        time.sleep(0.1)
+        process.send_signal(number)
+        _out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "interrupted; the same command goes on from here\n"
+
+
+def test_python_m_compressor_is_the_same(project):
+    done = in_fresh_process("import runpy, sys; sys.argv = ['x', 'schema']; runpy.run_module('compressor', run_name='__main__')")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == compress("schema").stdout
+
+
+def test_schema_is_json():
+    assert json.loads(compress("schema").stdout)["properties"]["stages"]
+
+
+def test_init_writes_a_recipe_once(project):
+    assert compress("init").exit_code == 0
+    text = (project / "recipe.yaml").read_text()
+    assert text.startswith("# ")
+    result = compress("init")
+    assert result.exit_code == 2
+    assert "recipe.yaml exists" in result.stderr
+    assert (project / "recipe.yaml").read_text() == text
+
+
+def test_why_shows_the_decisions_of_a_stage(project):
+    folder = project / "runs" / "small" / "stages" / "slim"
+    folder.mkdir(parents=True)
+    line = {"stage": "slim", "kind": "layer", "chosen": "kept 2", "because": "it costs more", "candidates": [1], "cost": None}
+    (folder / "decisions.jsonl").write_text(json.dumps(line) + "\n")
+    assert compress("why", "runs/small", "slim").stdout == "layer: kept 2 because it costs more\n    candidates: [1]\n"
+    assert "did you mean slim?" in compress("why", "runs/small", "slm").stderr
+    assert compress("why", "nowhere", "slim").exit_code == 2
+
+
+def test_report_of_what_is_no_run_is_refused(project):
+    result = compress("report", "nowhere")
+    assert result.exit_code == 2
+    assert "nowhere" in result.stderr
+
+
+def test_doctor_tells_python_processor_threads_cache_and_pip(project):
+    result = compress("doctor")
+    for word in ("python", "processor", "threads", "cache", "pip", "runs"):
+        assert f"  {word}" in result.stdout
+    assert result.exit_code == (2 if "\nfail" in result.stdout else 0)
+
+
+def test_doctor_names_a_missing_and_an_old_library(monkeypatch):
+    versions = {"here": "2.0", "old": "1.9.9+cpu"}
+
+    def version(name):
+        if name not in versions:
+            raise doctor.importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    wanted = ["here>=2.0", "old>=1.10", "gone>=3", "dev>=1; extra == 'dev'"]
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda _name: wanted)
+    monkeypatch.setattr(doctor.importlib.metadata, "version", version)
+    found = [finding for finding in doctor.findings(folder=Path()) if finding.subject in ("here", "old", "gone", "dev")]
+    assert [(finding.state, finding.subject) for finding in found] == [("ok", "here"), ("fail", "old"), ("fail", "gone")]
+    assert "pip install 'old>=1.10'" in found[1].words
