@@ -249,9 +249,11 @@ def recipe_command(
 
 def _refuse_no_recipe(recipe: Path) -> None:
     """InputError with a suggestion where the first word is neither a verb nor a file."""
-    if recipe.exists():
-        return
     from compressor.recipe.merge import close_match
+
+    with contextlib.suppress(OSError):  # a name too long for a file is none
+        if recipe.exists():
+            return
 
     folder = recipe.parent
     files = [str(path.relative_to(".") if folder == Path() else path) for path in folder.glob("*.y*ml")]

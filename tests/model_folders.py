@@ -1,4 +1,4 @@
-"""Model folders for the tests of export, runtime and quantize: tiny, but with weights large enough to tell rows apart."""
+"""Model folders for the tests of export, runtime and quantize: tiny, with weights that tell rows apart."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,14 +44,19 @@ def write_classifier(
         model = PrunedBertForSequenceClassification(PrunedBertConfig(**sizes, layer_shapes=shaped, head_size=8))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, spread, generator=generator)
+        for name, parameter in model.named_parameters():
+            parameter.normal_(0.0, 1.0 if "embeddings" in name else spread, generator=generator)
+            if name.endswith("LayerNorm.weight"):
+                parameter.add_(1.0)
     manifest = Manifest(labels=("bad", "good"), shapes=shapes(model), text=text, max_tokens=64)
     encoded = encoder.encode(TEXTS)
     probe = {name: torch.from_numpy(array) for name, array in pad(encoded.ids, None, encoder.pad_id).items()}
     with torch.no_grad():
-        logits = model.eval()(**probe).logits
-        model.classifier.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+        margins = model.eval()(**probe).logits @ torch.tensor([-1.0, 1.0])
+        scale = 3.0 / margins.std() if margins.std() > 1e-3 else 1.0
+        model.classifier.weight *= scale
+        model.classifier.bias *= scale
+        model.classifier.bias[1] -= margins.median() * scale
     return save_model(model, folder, tokenizer_from=tokenizer_from, manifest=manifest, probe=probe)
 
 

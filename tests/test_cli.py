@@ -51,7 +51,8 @@ def compress(*words: str):
 def in_fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(cli.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", **environment}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False, timeout=120)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=120)
 
 
 def faked(monkeypatch, outcome):
@@ -255,7 +256,8 @@ def test_a_signal_ends_with_130(project, number):
 
 
 def test_python_m_compressor_is_the_same(project):
-    done = in_fresh_process("import runpy, sys; sys.argv = ['x', 'schema']; runpy.run_module('compressor', run_name='__main__')")
+    start = "runpy.run_module('compressor', run_name='__main__')"
+    done = in_fresh_process(f"import runpy, sys; sys.argv = ['x', 'schema']; {start}")
     assert done.returncode == 0, done.stderr
     assert done.stdout == compress("schema").stdout
 
@@ -277,7 +279,8 @@ def test_init_writes_a_recipe_once(project):
 def test_why_shows_the_decisions_of_a_stage(project):
     folder = project / "runs" / "small" / "stages" / "slim"
     folder.mkdir(parents=True)
-    line = {"stage": "slim", "kind": "layer", "chosen": "kept 2", "because": "it costs more", "candidates": [1], "cost": None}
+    line = {"stage": "slim", "kind": "layer", "chosen": "kept 2", "because": "it costs more"}
+    line |= {"candidates": [1], "cost": None}
     (folder / "decisions.jsonl").write_text(json.dumps(line) + "\n")
     assert compress("why", "runs/small", "slim").stdout == "layer: kept 2 because it costs more\n    candidates: [1]\n"
     assert "did you mean slim?" in compress("why", "runs/small", "slm").stderr
@@ -308,6 +311,8 @@ def test_doctor_names_a_missing_and_an_old_library(monkeypatch):
     wanted = ["here>=2.0", "old>=1.10", "gone>=3", "dev>=1; extra == 'dev'"]
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda _name: wanted)
     monkeypatch.setattr(doctor.importlib.metadata, "version", version)
-    found = [finding for finding in doctor.findings(folder=Path()) if finding.subject in ("here", "old", "gone", "dev")]
-    assert [(finding.state, finding.subject) for finding in found] == [("ok", "here"), ("fail", "old"), ("fail", "gone")]
+    names = ("here", "old", "gone", "dev")
+    found = [finding for finding in doctor.findings(folder=Path()) if finding.subject in names]
+    states = [(finding.state, finding.subject) for finding in found]
+    assert states == [("ok", "here"), ("fail", "old"), ("fail", "gone")]
     assert "pip install 'old>=1.10'" in found[1].words

@@ -45,19 +45,19 @@ class SlotPlan:
     repeats: tuple[int, ...]
 
 
-def plan_slots(median_ns: Sequence[float], rows: int, *, slot_seconds: float = SLOT_SECONDS) -> SlotPlan:
+def plan_slots(mean_ns: Sequence[float], rows: int, *, slot_seconds: float = SLOT_SECONDS) -> SlotPlan:
     """Rows a round such that the slowest subject fills its slot, and repeats such that the fast ones do too.
 
-    `median_ns` holds each subject's nanoseconds a row, from the warm-up; `rows` is how many rows there are.
+    `mean_ns` holds each subject's nanoseconds a row, from the warm-up; `rows` is how many rows there are.
 
     >>> plan_slots([20e6, 1e6], 64)
     SlotPlan(rows_per_round=15, repeats=(1, 20))
     """
     slot_ns = slot_seconds * 1e9
-    fitting = int(slot_ns / max(*median_ns, 1.0))
+    fitting = int(slot_ns / max(*mean_ns, 1.0))
     in_round = min(rows, max(FEWEST_ROWS, fitting))
     most = max(1, MOST_CALLS // in_round)
-    repeats = tuple(min(most, max(1, round(slot_ns / (in_round * max(ns, 1.0))))) for ns in median_ns)
+    repeats = tuple(min(most, max(1, round(slot_ns / (in_round * max(ns, 1.0))))) for ns in mean_ns)
     return SlotPlan(in_round, repeats)
 
 

@@ -34,6 +34,12 @@ def check_columns(data: Data, base: Path, *, teacher_labels: Sequence[str] | Non
         order = order_problem(data.labels, teacher_labels)
         if order:
             problems.append(("labels", order))
+    classes = data.labels or teacher_labels
+    if isinstance(data.label, Label) and data.label.bins and classes:
+        foreign = [name for name in data.label.bins if name not in classes]
+        if foreign:
+            whose = "data.labels" if data.labels else "the teacher"
+            problems.append((f"label.bins.{foreign[0]}", f"is not one of the classes of {whose}: {', '.join(classes)}"))
     said: set[str] = set()
     for key, source, labelled in _sources(data):
         for where, message in _source_problems(key, source, data, base, labelled=labelled):

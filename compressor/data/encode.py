@@ -75,7 +75,7 @@ class Encoder:
         truncated = unknown = total = 0
         pairs = any(isinstance(text, tuple) for text in texts)
         for start in range(0, len(texts), CHUNK_ROWS):
-            for row in self.tokenizer.encode_batch(list(texts[start : start + CHUNK_ROWS])):
+            for row in self._rows(texts[start : start + CHUNK_ROWS], start):
                 row_ids = np.array(row.ids, dtype=np.int32)
                 ids.append(row_ids)
                 if pairs:
@@ -85,6 +85,20 @@ class Encoder:
                 if self.unknown_id is not None:
                     unknown += int((row_ids == self.unknown_id).sum())
         return Encoded(ids, types if pairs else None, truncated, unknown, total)
+
+    def _rows(self, texts: Sequence[Text], start: int) -> list[Any]:
+        """The tokenizer's own rows; InputError for what is no text, counted from `start`."""
+        try:
+            return list(self.tokenizer.encode_batch(list(texts)))
+        except (TypeError, UnicodeEncodeError) as problem:
+            for place, text in enumerate(texts, start=start):
+                parts = text if isinstance(text, tuple) else (text,)
+                if not all(isinstance(part, str) and _is_whole(part) for part in parts):
+                    raise InputError(
+                        f"row {place} (from 0) is no text that can be encoded: {text!r:.60}; give a string, or a "
+                        "tuple of two for a pair"
+                    ) from problem
+            raise
 
 
 def open_encoder(folder: Path, max_tokens: int) -> Encoder:
@@ -160,6 +174,11 @@ def check_script(encoded: Encoded, name: str) -> None:
             f"{name}: {share:.0%} of the tokens are unknown to the model's vocabulary; its tokenizer was made for "
             "another language or script, or the file was read in the wrong encoding"
         )
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text holds no half character (lone surrogate)."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

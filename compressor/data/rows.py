@@ -114,7 +114,7 @@ def read_data(data: Data, task: Task, *, base: Path, teacher_labels: Sequence[st
         labels=names,
         text_columns=text_names(data.text),
         max_tokens=data.max_tokens,
-        train=_trainable(parts.train, names),
+        train=_trainable(parts.train, names, removed=parts.removed),
         select=_numbered(parts.select, names),
         test=None if parts.test is None else _numbered(parts.test, names),
         unlabelled=Rows(pool, (None,) * len(pool)),
@@ -184,13 +184,18 @@ def _numbered(rows: Source, names: Sequence[str]) -> Rows:
     return Rows(tuple(rows.texts), tuple(ids))
 
 
-def _trainable(source: Source, names: Sequence[str]) -> Rows:
+def _trainable(source: Source, names: Sequence[str], *, removed: Mapping[str, int]) -> Rows:
     """The rows with label ids, of at least two classes."""
     rows = _numbered(source, names)
     found = sorted({names[label] for label in rows.labels if label is not None})
-    if len(found) < 2:
-        only = f"every row to train on has the label {found[0]!r}" if found else "no row to train on is left"
-        raise InputError(f"{source.name}: {only}; a classifier needs at least two classes, look at data.label")
+    if not found:
+        counts = ", ".join(f"{count} {why}" for why, count in removed.items())
+        raise InputError(f"{source.name}: no row to train on is left (removed: {counts}); give it rows of its own")
+    if len(found) == 1:
+        raise InputError(
+            f"{source.name}: every row to train on has the label {found[0]!r}; a classifier needs at least two "
+            "classes, look at data.label"
+        )
     return rows
 
 

@@ -58,7 +58,7 @@ class Data(Settings):
 
     train: RowSource
     """Labelled rows; rows without a label join the unlabelled pool."""
-    unlabelled: list[RowSource] = []
+    unlabelled: list[RowSource] = Field(default_factory=list)
     """Rows without labels, for distillation."""
     select: SelectShare | RowSource = SelectShare()
     """Rows on which every decision is made."""

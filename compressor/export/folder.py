@@ -60,12 +60,15 @@ def stock_config(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
 
 
 def _copy_tokenizer_file(source: Path, target: Path) -> None:
-    """As it is, without the place it came from."""
+    """As it is, without the place it came from, and with a class name that transformers 4 (optimum-onnx) knows too."""
     if source.name != "tokenizer_config.json":
         shutil.copyfile(source, target)
         return
     content = json.loads(source.read_text(encoding="utf-8"))
-    _write_json(target, {key: value for key, value in content.items() if key not in PLACES})
+    kept = {key: value for key, value in content.items() if key not in PLACES}
+    if kept.get("tokenizer_class") == "TokenizersBackend":
+        kept["tokenizer_class"] = "PreTrainedTokenizerFast"  # the same class under its older name
+    _write_json(target, kept)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -77,9 +77,7 @@ def read_lines(stream: BinaryIO) -> Iterator[str]:
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(
-                f"line {number} is not UTF-8 (byte {error.start} of it); convert the input"
-            ) from None
+            raise InputError(f"line {number} is not UTF-8 (byte {error.start} of it); convert the input") from None
         if number == 1:
             line = line.removeprefix("\ufeff")
         yield line.removesuffix("\n").removesuffix("\r")
@@ -99,9 +97,7 @@ def from_text(line: str, number: int, columns: Sequence[str]) -> list[str]:
         return [line]
     texts = line.split("\t") if line.strip() else [""] * len(columns)
     if len(texts) != len(columns):
-        raise InputError(
-            f"line {number} must hold {' and '.join(columns)}, a tab between them (got {len(texts)})"
-        )
+        raise InputError(f"line {number} must hold {' and '.join(columns)}, a tab between them (got {len(texts)})")
     return texts
 
 

@@ -35,6 +35,8 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+VOCABULARIES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+"""Without one of these transformers makes an empty tokenizer and says nothing."""
 AUTO_MAP = {
     "AutoConfig": "pruned_modeling.PrunedBertConfig",
     "AutoModel": "pruned_modeling.PrunedBertModel",
@@ -307,6 +309,8 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
     if (folder / "tokenizer.json").is_file():
         return
+    if not any((source / name).is_file() for name in VOCABULARIES):
+        raise InputError(f"{source} holds no tokenizer.json and no vocabulary to make one of; add one of them")
     try:
         with quiet_transformers():
             AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False).save_pretrained(folder)

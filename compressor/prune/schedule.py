@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,13 +84,16 @@ def floor(sizes: Shapes, prices: Prices, remove: frozenset[Kind]) -> int:
 
 @dataclass(frozen=True)
 class LayerVerdict:
-    """Whether a whole layer went, its score, and that of the same amount in heads and neurons (inf: not to be had)."""
+    """Whether a whole layer went, and why; losses are None where nothing had to be compared."""
 
     layer: int
     removed: bool
     score: float
-    units_score: float | None
     because: str
+    loss: float | None = None
+    """Mean loss of the sample without the layer."""
+    units_loss: float | None = None
+    """Mean loss without the same amount in heads and neurons instead."""
 
 
 @dataclass(frozen=True)
@@ -114,22 +116,33 @@ class _Unit:
 
 
 def choose(
-    sizes: Shapes, scores: Scores, *, remove: frozenset[Kind], prices: Prices, budget: int, last: int | None = None
+    sizes: Shapes,
+    scores: Scores,
+    *,
+    remove: frozenset[Kind],
+    prices: Prices,
+    budget: int,
+    last: int | None = None,
+    loss_with: Callable[[Kept], float],
 ) -> Choice:
     """The parts of least score per price that must go for the model to cost at most `budget`.
 
-    A whole layer goes where its score is below that of the same amount in heads and neurons, and where that does not
-    take more than the last step may. Heads and neurons leave one of each in a layer unless layers may go.
+    Layers are looked at in the order of their scores. One goes where the loss without it, measured, is below the loss
+    without the same amount in heads and neurons, and where that takes no more than the last step may. (Scores cannot
+    be compared: a sum of absolute gradients over a layer's parts always exceeds the gradient of the whole.)
+    Heads and neurons leave one of each in a layer unless layers may go.
 
     Args:
         budget: amount that may remain after this step, in the unit of `prices`; at least `floor`.
         last: amount after the last step; that of this step unless given.
+        loss_with: mean loss of the sample when only the given parts are used; called only where layers may go.
     """
     units = _units(sizes, scores, remove, prices)
     bottom = 0 if "layers" in remove else 1
     present, verdicts = list(range(len(sizes.layers))), list[LayerVerdict]()
     if "layers" in remove:
-        present, verdicts = _choose_layers(sizes, scores, units, prices, budget, budget if last is None else last)
+        goal = budget if last is None else last
+        present, verdicts = _choose_layers(sizes, scores, units, prices, budget, goal, loss_with)
     while True:
         need = prices.total(sizes.layers[index] for index in present) - budget
         gone, saved = _cheapest(units, sizes, present, need, bottom)
@@ -139,14 +152,8 @@ def choose(
         present.remove(index)
         why = "heads and neurons alone do not reach the target"
         verdicts = [v for v in verdicts if v.layer != index]
-        verdicts.append(LayerVerdict(index, True, float(scores.layers[index]), math.inf, why))
-    cut = {(unit.layer, unit.kind, unit.index) for unit in gone}
-    numbered = list(enumerate(sizes.layers))
-    kept = Kept(
-        heads=tuple(tuple(h for h in range(s.heads) if (i, "heads", h) not in cut) for i, s in numbered),
-        neurons=tuple(tuple(n for n in range(s.ffn) if (i, "ffn", n) not in cut) for i, s in numbered),
-        layers=tuple(present),
-    )
+        verdicts.append(LayerVerdict(index, True, float(scores.layers[index]), why))
+    kept = _without(sizes, gone, present)
     lost = sum(unit.score for unit in gone) + sum(verdict.score for verdict in verdicts if verdict.removed)
     return Choice(kept, lost, tuple(sorted(verdicts, key=lambda verdict: verdict.layer)))
 
@@ -183,8 +190,25 @@ def _cheapest(
     return gone, saved
 
 
+def _without(sizes: Shapes, gone: Sequence[_Unit], present: Sequence[int]) -> Kept:
+    """All of the present layers but the units that go."""
+    cut = {(unit.layer, unit.kind, unit.index) for unit in gone}
+    numbered = list(enumerate(sizes.layers))
+    return Kept(
+        heads=tuple(tuple(h for h in range(s.heads) if (i, "heads", h) not in cut) for i, s in numbered),
+        neurons=tuple(tuple(n for n in range(s.ffn) if (i, "ffn", n) not in cut) for i, s in numbered),
+        layers=tuple(present),
+    )
+
+
 def _choose_layers(
-    sizes: Shapes, scores: Scores, units: Sequence[_Unit], prices: Prices, budget: int, last: int
+    sizes: Shapes,
+    scores: Scores,
+    units: Sequence[_Unit],
+    prices: Prices,
+    budget: int,
+    last: int,
+    loss_with: Callable[[Kept], float],
 ) -> tuple[list[int], list[LayerVerdict]]:
     """The layers that stay, and why each went or stayed; the least score per price is looked at first."""
     present = list(range(len(sizes.layers)))
@@ -192,19 +216,28 @@ def _choose_layers(
     verdicts: list[LayerVerdict] = []
     for index in sorted(present, key=lambda each: float(scores.layers[each]) / max(1, price[each])):
         score, total = float(scores.layers[index]), prices.total(sizes.layers[each] for each in present)
-        same, saved = _cheapest(units, sizes, present, price[index], 0)
-        units_score = sum(unit.score for unit in same) if saved >= price[index] else math.inf
-        if len(present) == 1:
-            removed, why = False, "it is the last one"
+        rest = [each for each in present if each != index]
+        if not rest:
+            verdicts.append(LayerVerdict(index, False, score, "it is the last one"))
         elif total <= budget:
-            removed, why = False, "the target of this step is reached without it"
+            verdicts.append(LayerVerdict(index, False, score, "the target of this step is reached without it"))
         elif units and total - price[index] < last:
-            removed, why = False, "it is more than remains to be removed"
+            verdicts.append(LayerVerdict(index, False, score, "it is more than remains to be removed"))
         else:
-            removed = score < units_score
-            relation = "below" if removed else "not below"
-            why = f"its score {score:.3g} is {relation} {units_score:.3g}, that of the same amount in heads and neurons"
-        if removed:
-            present.remove(index)
-        verdicts.append(LayerVerdict(index, removed, score, units_score, why))
+            same, saved = _cheapest(units, sizes, present, price[index], 0)
+            if saved < price[index]:
+                why = "the same amount cannot be had from heads and neurons"
+                verdicts.append(LayerVerdict(index, True, score, why))
+            else:
+                verdicts.append(_compared(index, score, loss_with(_without(sizes, (), rest)),
+                                          loss_with(_without(sizes, same, present))))  # fmt: skip
+            if verdicts[-1].removed:
+                present = rest
     return present, verdicts
+
+
+def _compared(index: int, score: float, loss: float, units_loss: float) -> LayerVerdict:
+    removed = loss < units_loss
+    relation = "below" if removed else "not below"
+    why = f"the loss without it, {loss:.4g}, is {relation} {units_loss:.4g} without the same in heads and neurons"
+    return LayerVerdict(index, removed, score, why, loss, units_loss)

@@ -18,6 +18,7 @@ from compressor.errors import InputError
 from compressor.model.encoders import load_model, model_logits, shapes
 from compressor.model.footprint import head_macs, layer_macs, neuron_macs
 from compressor.model.importance import CRITERIA, LossPerRow, Scores
+from compressor.model.surgery import Kept, masked
 from compressor.prune.settings import Remove
 from compressor.stage import Progress
 
@@ -112,6 +113,17 @@ def score_parts(model: PreTrainedModel, remove: Remove, sample: Sample, *, seed:
     picked = {kind: by_name.get(names.get(kind, ""), whole) for kind in ("heads", "ffn", "layers")}
     scores = Scores(picked["heads"].heads, picked["ffn"].neurons, picked["layers"].layers)
     return scores if len(by_name) == 1 else on_one_scale(scores, model)
+
+
+def masked_loss(model: PreTrainedModel, kept: Kept, sample: Sample, *, progress: Progress) -> float:
+    """Mean loss of the sample, in nats, when only the parts in `kept` are used."""
+    device = next(model.parameters()).device
+    total = 0.0
+    with masked(model, kept), torch.inference_mode():
+        for batch in sample.batches(progress, what="try a layer"):
+            losses = sample.loss_per_row(model_logits(model, batch.inputs), batch.targets.to(device))
+            total += float(losses.double().sum())
+    return total / len(sample.order)
 
 
 def on_one_scale(scores: Scores, model: PreTrainedModel) -> Scores:

@@ -22,7 +22,8 @@ class Remove(Settings):
     ffn: Criterion | None = None
     """Feed-forward neurons."""
     layers: Criterion | None = None
-    """Whole layers, where that costs less than the same MACs in heads and neurons."""
+    """Whole layers, tried in the order of this score; one goes where the loss, measured without it, is below that
+    without the same amount in heads and neurons."""
 
 
 class Until(Settings):

@@ -23,7 +23,7 @@ from compressor.model.footprint import macs, parameters
 from compressor.model.manifest import read_manifest
 from compressor.model.surgery import Kept, cut, keep_all
 from compressor.prune.schedule import Choice, Kind, Prices, choose, floor, kept_share, prices_for
-from compressor.prune.scoring import draw_sample, row_inputs, score_parts
+from compressor.prune.scoring import draw_sample, masked_loss, row_inputs, score_parts
 from compressor.prune.settings import Recover, Remove, Until
 from compressor.prune.targets import share_of_train
 from compressor.settings import parse_kept_share
@@ -138,12 +138,13 @@ class Run:
             prices=self.prices,
             budget=self._budget(share),
             last=self._budget(self.share),
+            loss_with=lambda kept: masked_loss(standing.model, kept, self.sample, progress=plan.progress),
         )
         model = cut(standing.model, choice.kept)
         origin = renumber(standing.origin, choice.kept)
         following = Standing(model, step, origin, choice.lost)
         self._decide_step(standing, following, choice, scores_of=self.sample.source)
-        if plan.recover is not None and parameters(model) < parameters(standing.model):
+        if plan.recover is not None:
             following.model = self._recovered(model, step)
         return following
 
@@ -166,8 +167,6 @@ class Run:
             )
         )  # fmt: skip
         for verdict in choice.layers:
-            units = verdict.units_score
-            units = None if units is None or math.isinf(units) else units
             self.plan.decide(
                 Decision(
                     kind="layer",
@@ -177,7 +176,7 @@ class Run:
                         "removed": verdict.removed,
                     },
                     because=verdict.because,
-                    candidates={"layer": verdict.score, "units": units},
+                    candidates={"score": verdict.score, "loss": verdict.loss, "units_loss": verdict.units_loss},
                 )
             )
 

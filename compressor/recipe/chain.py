@@ -44,11 +44,15 @@ class Written:
 def read_stages(node: Node, labels: Sequence[str] | None) -> tuple[list[Written], list[Problem]]:
     """The stages in their order, and their problems; `labels` are the class names where they are known."""
     problems: list[Problem] = []
+    if isinstance(node, Scalar) and node.unknown:
+        return [], []
     if not isinstance(node, Items) or not node.nodes:
         advice = "write at least one, or leave stages out for the default ones"
         return [], [Problem(str(node.mark), "stages", f"must be a list of stages (got {given(node)}); {advice}")]
     found: list[Written] = []
     for place, item in enumerate(node.nodes):
+        if isinstance(item, Scalar) and item.unknown:
+            continue
         if not isinstance(item, Fields):
             message = f"must be a map such as {{id: slim, prune: {{...}}}} (got {given(item)})"
             problems.append(Problem(str(item.mark), f"stages.{place}", message))
@@ -61,9 +65,12 @@ def read_stages(node: Node, labels: Sequence[str] | None) -> tuple[list[Written]
 def _read_stage(node: Fields, place: int, labels: Sequence[str] | None, problems: list[Problem]) -> Written:
     name = stage_id(node)
     key = f"stages.{name or place}"
-    if name is None:
-        advice = "add a name such as id: student"
-        problems.append(Problem(str(node.mark), key, f"has no id; {advice}"))
+    unknown = [word for word in node.entries if word not in VERBS and word not in BESIDE_VERB]
+    misspelt = len(unknown) == 1 and len(node.entries) > 1 and "id" not in node.entries
+    found = node.get("id")
+    if name is None and not misspelt and not (isinstance(found, Scalar) and found.unknown):
+        got = f" (got {given(found)})" if found else ""
+        problems.append(Problem(str(node.mark), key, f"has no id{got}; add a name such as id: student"))
     if "drop" in node.entries:
         message = "drops a stage, but there is none to drop; remove it"
         problems.append(Problem(str(node.entries["drop"].mark), key, message))
@@ -142,11 +149,13 @@ def reference_problems(stages: Sequence[Written], budget: Fields | None) -> list
     """References that name no earlier stage, and inputs that a verb cannot work on."""
     problems: list[Problem] = []
     every = [TEACHER, *(written.id for written in stages)]
+    named = len(set(every)) == len(every) and all(each.stage and stage_id(each.node) for each in stages)
     for place, written in enumerate(stages):
         earlier = every[: place + 1]
         for key, node in _references(written):
             problems += _reference_problem(written.key + key, node, earlier, every, written.id)
-        problems += _input_problem(written, stages[:place])
+        if named:
+            problems += _input_problem(written, stages[:place])
     for key, node in _versus(budget):
         problems += _reference_problem(f"budget{key}", node, every, every, None)
     return problems

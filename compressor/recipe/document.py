@@ -65,7 +65,10 @@ class Fields:
     def get(self, key: str) -> Node | None:
         """The value under `key`, None if there is none or it is null."""
         entry = self.entries.get(key)
-        return None if entry is None or (isinstance(entry.node, Scalar) and entry.node.value is None) else entry.node
+        empty = entry is None or (
+            isinstance(entry.node, Scalar) and entry.node.value is None and not entry.node.unknown
+        )
+        return None if entry is None or empty else entry.node
 
     def without(self, *keys: str) -> Fields:
         """The same map less these keys."""

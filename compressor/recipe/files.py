@@ -41,10 +41,12 @@ def written_labels(data: Node | None) -> tuple[str, tuple[str, ...]] | None:
 
 def data_problems(data: Data, base: Path, root: Node) -> list[Problem]:
     """Files that are missing, columns that are not in their files, settings that exclude each other."""
-    return [
-        Problem(str(place_of(root, f"data.{key}")), f"data.{key}", message)
-        for key, message in check_columns(data, base)
-    ]
+    try:
+        found = check_columns(data, base)
+    except OSError as error:
+        message = f"names a file that cannot be read: {error.strerror} (got {str(error.filename)[:60]!r})"
+        return [Problem(str(place_of(root, "data")), "data", message)]
+    return [Problem(str(place_of(root, f"data.{key}")), f"data.{key}", message) for key, message in found]
 
 
 def model_problems(model: ModelSource, base: Path, root: Node) -> tuple[Path | None, list[Problem]]:
@@ -52,8 +54,11 @@ def model_problems(model: ModelSource, base: Path, root: Node) -> tuple[Path | N
     try:
         here = looks_local(model.path, base)  # a local folder is checked without the network
         return (resolve_model(model, base=base) if here else peek_model(model, base=base)), []
+    except OSError as error:
+        message = f"cannot be read: {error.strerror} (got {model.path[:60]!r}); name a folder or a hub id"
     except InputError as error:
-        return None, [Problem(str(place_of(root, "teacher.model")), "teacher.model", str(error))]
+        message = str(error)
+    return None, [Problem(str(place_of(root, "teacher.model")), "teacher.model", message)]
 
 
 def label_problems(data: Data, written: tuple[str, Sequence[str]] | None, folder: Path, root: Node) -> list[Problem]:

@@ -45,6 +45,8 @@ class Loader:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self.vars_known = True
+        """False where `vars` itself is wrong, so that its uses are no problems of their own."""
 
     def note(self, mark: Mark, key: str, message: str) -> None:
         self.problems.append(Problem(str(mark), key, message))
@@ -101,7 +103,7 @@ class Loader:
         if str(path.resolve()) in chain:
             self.note(source.mark, "extends", f"goes round in a circle (got {text}); remove one of the two extends")
             return None
-        if not path.is_file():
+        if not is_file(path):
             here = [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
             near = close_match(path.name, here)
             advice = f"did you mean {near}?" if near else "give a path from this file's folder, or builtin:NAME"
@@ -200,11 +202,15 @@ class Loader:
         node = root.get("vars")
         if node is not None and not isinstance(node, Fields):
             self.note(node.mark, "vars", "must be a map of names to values such as {length: 128}")
+        misspelt = node is None and any(close_match(key, ["vars"]) for key in root.entries)
+        if misspelt or not (node is None or isinstance(node, Fields)):
+            self.vars_known = False
         values = node.entries if isinstance(node, Fields) else {}
-        for name, entry in values.items():
+        for name, entry in list(values.items()):
             if isinstance(entry.node, Scalar) and "${" in str(entry.node.value):
                 message = f"uses another variable (got {entry.node.value!r}); write its value out"
                 self.note(entry.node.mark, f"vars.{name}", message)
+                values = {**values, name: Entry(Scalar(None, entry.node.mark, unknown=True), entry.mark)}
         changed = self._filled(root.without("vars"), {name: entry.node for name, entry in values.items()}, ())
         assert isinstance(changed, Fields)
         return changed.with_entry("vars", root.entries["vars"]) if isinstance(node, Fields) else changed
@@ -218,28 +224,34 @@ class Loader:
             return Fields(entries, node.mark)
         if isinstance(node, Items):
             names = [stage_id(item) or str(place) for place, item in enumerate(node.nodes)]
-            filled = (
-                self._filled(item, values, (*path, name)) for item, name in zip(node.nodes, names, strict=True)
-            )
+            filled = (self._filled(item, values, (*path, name)) for item, name in zip(node.nodes, names, strict=True))
             return Items(tuple(filled), node.mark)
         if not isinstance(node.value, str) or "${" not in node.value:
             return node
         return self._filled_text(node, node.value, values, ".".join(path))
 
     def _filled_text(self, node: Scalar, text: str, values: dict[str, Node], key: str) -> Node:
-        for name in _VARIABLE.findall(text):
+        names = _VARIABLE.findall(text)
+        if "${" in _VARIABLE.sub("", text):
+            self.note(node.mark, key, f"has a '${{' that names no variable (got {text!r}); write '${{name}}'")
+            return Scalar(None, node.mark, unknown=True)
+        for name in names:
             if name not in values:
+                if not self.vars_known:
+                    return Scalar(None, node.mark, unknown=True)
                 advice = did_you_mean(name, values) if values else f"add vars: {{{name}: ...}}"
                 self.note(node.mark, key, f"uses a variable that is not in vars (got {text!r}); {advice}")
                 return Scalar(None, node.mark, unknown=True)
         if whole := _VARIABLE.fullmatch(text.strip()):
             return _placed(values[whole[1]], node.mark)
         parts = []
-        for name in _VARIABLE.findall(text):
+        for name in names:
             value = values[name]
             if not isinstance(value, Scalar):
                 advice = f"let '${{{name}}}' stand alone"
                 self.note(node.mark, key, f"puts a list or map into a text (got {text!r}); {advice}")
+                return Scalar(None, node.mark, unknown=True)
+            if value.unknown:
                 return Scalar(None, node.mark, unknown=True)
             parts.append(str(value.value))
         pieces = iter(parts)
@@ -249,7 +261,15 @@ class Loader:
 def stage_id(node: Node) -> str | None:
     """The id that a stage's map carries, None if it carries none."""
     found = node.get("id") if isinstance(node, Fields) else None
-    return str(found.value) if isinstance(found, Scalar) else None
+    return str(found.value) if isinstance(found, Scalar) and not found.unknown else None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name too long for one is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _dropped(node: Node) -> bool:

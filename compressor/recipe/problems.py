@@ -42,6 +42,9 @@ BOUNDS = {
 }
 """Errors of range, to the name of the bound, how it is said, and what to do."""
 
+EXAMPLES = {"a whole number": "4", "a number": "0.5"}
+"""Values to show where a setting has no plain default."""
+
 LIMIT_EXAMPLES = {"size": "<= 40MB", "p50": "<= 0.1x"}
 """Limits that are not of scores, to an example of their own."""
 
@@ -99,7 +102,7 @@ def checked(model: type[Model], node: Fields, prefix: str = "") -> tuple[Model |
         return model.model_validate(value, by_alias=True, by_name=False), []
     except ValidationError as error:
         found = [_locate(model, node, detail) for detail in error.errors()]
-    problems = [_problem(item, prefix) for item in _absorbed(_settled(found)) if not _is_unknown(item.node)]
+    problems = [_problem(item, prefix) for item in _absorbed(_settled(found)) if not _is_unknown(item)]
     for _round in range(6):
         if not _remove(value, found):
             return None, problems
@@ -110,7 +113,11 @@ def checked(model: type[Model], node: Fields, prefix: str = "") -> tuple[Model |
     return None, problems
 
 
-def _is_unknown(node: Node) -> bool:
+def _is_unknown(item: Found) -> bool:
+    """Whether an error only follows from a value that could not be found out."""
+    node = item.node
+    if item.kind == "union_tag_invalid" and isinstance(node, Fields):
+        node = node.entries["of"].node
     return isinstance(node, Scalar) and node.unknown
 
 
@@ -155,7 +162,7 @@ def _locate(model: type[BaseModel], root: Node, detail: Any) -> Found:
             mark, path, around, example = node.mark, (*path, part), forms, None
             forms = _step(forms, part)
         elif last and detail["type"] == "missing":
-            path, around, forms = (*path, str(part)), forms, _step(forms, part)
+            path, around, forms, example = (*path, str(part)), forms, _step(forms, part), None
         elif part != "[key]":
             unions.append((len(path), str(part)))
             forms = _step(forms, part)
@@ -260,15 +267,25 @@ def _is_mismatch(item: Found, point: Path) -> bool:
 
 def _misfit(form: list[Found]) -> float:
     """How far a value is from a form: a key that is missing or unknown counts most."""
-    return sum(
-        0.25 if item.kind not in ("missing", "extra_forbidden") else 0.5 if item.meant else 1.0 for item in form
-    )
+    return sum(0.25 if item.kind not in ("missing", "extra_forbidden") else 0.5 if item.meant else 1.0 for item in form)
 
 
 def _absorbed(found: list[Found]) -> list[Found]:
-    """The same less the missing keys that were misspelt."""
-    misspelt = {(*item.path[:-1], item.meant) for item in found if item.meant}
-    return [item for item in found if not (item.kind == "missing" and item.path in misspelt)]
+    """The same less the missing keys that were misspelt: near the unknown key, or each the only one of its map."""
+    kept = []
+    for item in found:
+        if item.kind in ("missing", "extra_forbidden"):
+            around = [other for other in found if other.path[:-1] == item.path[:-1]]
+            missing = [other for other in around if other.kind == "missing"]
+            unknown = [other for other in around if other.kind == "extra_forbidden"]
+            if item.kind == "missing" and any(other.meant == item.path[-1] for other in unknown):
+                continue
+            if len(missing) == len(unknown) == 1 and unknown[0].meant in (None, missing[0].path[-1]):
+                if item.kind == "missing":
+                    continue
+                item = replace(item, known=(str(missing[0].path[-1]),))
+        kept.append(item)
+    return kept
 
 
 # Words
@@ -300,7 +317,8 @@ def _problem(item: Found, prefix: str) -> Problem:
     key = ".".join(part for part in (prefix, dotted(item.path)) if part)
     if item.kind == "union_tag_invalid" and isinstance(item.node, Fields):
         tag = str(item.context["tag"])
-        message = f"must be one of {', '.join(_tags(item))} (got {tag!r}); {did_you_mean(tag, _tags(item))}"
+        near = close_match(tag, _tags(item)) or _tags(item)[0]
+        message = f"must be one of {', '.join(_tags(item))} (got {tag!r}); did you mean {near}?"
         return Problem(str(item.node.entries["of"].node.mark), f"{key}.of", message)
     message = _message(item)
     first, _, rest = message.partition(" ")
@@ -313,8 +331,7 @@ def _problem(item: Found, prefix: str) -> Problem:
 def _message(item: Found) -> str:
     got = f"(got {given(item.node)})"
     if item.kind == "missing":
-        example = f" such as {item.example}" if item.example is not None else ""
-        return f"is missing; add {item.path[-1]}:{example}"
+        return f"is missing; add {item.path[-1]}: and its value"
     if item.kind == "extra_forbidden":
         return f"is not a key here {got}; {did_you_mean(str(item.path[-1]), item.known)}"
     if item.kind == "value_error":
@@ -323,7 +340,8 @@ def _message(item: Found) -> str:
             text = text.replace("'<= 0.8pp'", f"'{LIMIT_EXAMPLES[str(item.path[-1])]}'")
         return text if "(got" in text else f"{text} {got}"
     if item.kind in TYPE_NAMES or item.expected:
-        example = f" such as {item.example}" if item.example is not None and not item.expected else ""
+        value = item.example if item.example is not None else EXAMPLES.get(_expected(item)[0])
+        example = f" such as {value}" if value is not None and not item.expected else ""
         return f"must be {' or '.join(_expected(item))}{example} {got}{_quoting(item)}"
     if item.kind == "literal_error":
         choices = [part.strip("' ") for part in str(item.context["expected"]).replace(" or ", ", ").split(",")]
@@ -361,6 +379,8 @@ def _quoting(item: Found) -> str:
         except ValueError:
             return ""
         return f"; write {value} without quotes"
+    if item.kind == "list_type" and isinstance(value, str | int | float):
+        return f"; write [{value}]"
     if item.kind == "string_type" and isinstance(value, int | float) and not item.expected:
         return f"; quote it: '{value}'"
     return ""

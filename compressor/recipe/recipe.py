@@ -20,7 +20,7 @@ from compressor.recipe.chain import default_stages, read_stages, reference_probl
 from compressor.recipe.document import Fields, Node, Scalar, plain, resolve_scalar
 from compressor.recipe.files import data_problems, label_problems, model_problems, place_of, written_labels
 from compressor.recipe.limits import BUDGET_KEYS, fitting_limits
-from compressor.recipe.merge import Loader, close_match, did_you_mean
+from compressor.recipe.merge import Loader, close_match, did_you_mean, is_file
 from compressor.recipe.problems import checked
 from compressor.recipe.smoke import SMOKE_ROWS, smoke_scale, smoke_settings, smoke_stage
 from compressor.settings import Integer, LimitText, Settings, Word
@@ -196,7 +196,7 @@ def schema() -> dict[str, Any]:
 
 
 def _load(path: Path, sets: Sequence[str]) -> Recipe:
-    if not path.is_file():
+    if not is_file(path):
         raise RecipeError([_no_file(path)])
     loader = Loader()
     root = loader.file(path, name=str(path))
@@ -321,8 +321,10 @@ def _partial_file_problems(
 
 
 def _news(found: Sequence[Problem], noted: Sequence[Problem]) -> list[Problem]:
-    """The problems whose key, or a key around or inside it, is not among those noted."""
+    """The problems whose key, or a key around or inside it, or the columns it is looked for in, is not noted yet."""
     keys = [problem.key for problem in noted if problem.key and "is written twice" not in problem.message]
+    if any(".columns" in key for key in keys):
+        keys += ["data.text", "data.label"]
     return [
         problem
         for problem in found

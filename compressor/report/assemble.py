@@ -64,7 +64,7 @@ class Told:
     notes: tuple[str, ...] = ()
     """Doubts known from elsewhere, one sentence each."""
     pruning: tuple[Mapping[str, Any], ...] = ()
-    """For each prune stage `{stage, layers: [{layer, heads, heads_before, ffn, ffn_before}], because}`."""
+    """For each prune stage `{stage, layers: [{layer, heads, heads_before, ffn, ffn_before, because}], because}`."""
     curves: Mapping[str, Any] = field(default_factory=dict)
     """Stage to a list of `{step, loss}`."""
 
@@ -258,8 +258,10 @@ class _Facts:
         """What the timings were taken under."""
         if not self.timings:
             return {}
-        kept = ("threads", "cpus", "busy_before", "load_before", "stolen_seconds", "throttled")
-        return {"timing": {name: {key: getattr(one, key) for key in kept} for name, one in self.timings.items()}}
+        kept = ("threads", "busy_before", "load_before", "stolen_seconds", "throttled")
+        found = {name: {key: getattr(one, key) for key in kept} for name, one in self.timings.items()}
+        pinned = {name: None if one.cpus is None else list(one.cpus) for name, one in self.timings.items()}
+        return {"timing": {name: {**found[name], "cpus": pinned[name]} for name in found}}
 
     def doubts(self, noise: Interval | None) -> list[str]:
         """Doubts about the figures."""

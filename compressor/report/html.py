@@ -44,6 +44,6 @@ def page(report: Report) -> str:
 def _pruned(one: dict[str, object]) -> dict[str, object]:
     """A prune stage with every key the page asks for."""
     layers = one.get("layers")
-    keys = ("layer", "heads", "heads_before", "ffn", "ffn_before")
+    keys = ("layer", "heads", "heads_before", "ffn", "ffn_before", "because")
     filled = [{key: layer.get(key, "-") for key in keys} for layer in layers] if isinstance(layers, list) else []
     return {"stage": one.get("stage", ""), "because": one.get("because", ""), "layers": filled}

@@ -25,9 +25,13 @@ class Point:
 def report_plot(report: Report) -> str:
     """Score in percent against milliseconds a row, or against megabytes where nothing was timed; empty without points.
 
-    Subjects on another engine than onnxruntime and copies of the reference are left out: the axes are of one kind.
+    Left out: other engines than onnxruntime, since the axes are of one kind, and a second subject of the same file.
     """
-    rows = [row for row in report.subjects if row.engine == "onnxruntime" and "/" not in row.name and row.metric]
+    rows = [
+        row
+        for row in report.subjects
+        if row.engine == "onnxruntime" and "/" not in row.name and row.metric and row.same_as is None
+    ]
     timed = [point for row in rows if (point := _timed(row)) is not None]
     points = timed or [point for row in rows if (point := _sized(row)) is not None]
     across = "milliseconds a row (median, batch 1, log scale)" if timed else "megabytes (log scale)"

@@ -15,22 +15,20 @@ def points(figure: Figure | None) -> str:
     """A fraction with its interval, in percent or percentage points; a dash for None.
 
     >>> points(Figure(value=0.008, low=-0.002, high=0.018))
-    '0.8 (-0.2 to 1.8)'
+    '0.8 [-0.2, 1.8]'
     """
-    return (
-        "-"
-        if figure is None
-        else f"{_tidy(100 * figure.value)} ({_tidy(100 * figure.low)} to {_tidy(100 * figure.high)})"
-    )
+    if figure is None:
+        return "-"
+    return f"{_tidy(100 * figure.value)} [{_tidy(100 * figure.low)}, {_tidy(100 * figure.high)}]"
 
 
 def ratio(figure: Figure | None) -> str:
     """A ratio with its interval; a dash for None.
 
     >>> ratio(Figure(value=0.1, low=0.09, high=0.112))
-    '0.100 (0.090 to 0.112)'
+    '0.100 [0.090, 0.112]'
     """
-    return "-" if figure is None else f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
+    return "-" if figure is None else f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
 def _tidy(value: float) -> str:
@@ -88,11 +86,11 @@ def text(report: Report) -> str:
     metric = report.task.get("metric", "score")
     shown = lines([HEADS, *(cells(row) for row in report.subjects)])
     out = [shown[0], "-" * max(len(line) for line in shown), *shown[1:]]
-    out.append("")
     rows = report.subjects[0].metric.rows if report.subjects and report.subjects[0].metric else 0
-    out.append(
-        f"score is {metric} on {rows:,} rows; in brackets 95 % intervals; drop above 0 is worse, time below 1 faster"
-    )
+    out += [
+        "",
+        *_wrapped(f"score: {metric} on {rows:,} rows; [95 % interval]; a drop above 0 is worse, a time below 1 faster"),
+    ]
     if report.budgets:
         out.append("")
         for line in report.budgets:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from compressor.data.encode import check_script, open_encoder
-from compressor.data.rows import DataSets, read_data
+from compressor.data.rows import DataSets, Rows, read_data
 from compressor.model.manifest import teacher_labels
 from compressor.recipe.recipe import Recipe
 from compressor.sources.models import peek_model, resolve_model
@@ -39,9 +40,9 @@ def prepare(recipe: Recipe, *, progress: Progress, offline: bool = False) -> Pre
         count = recipe.smoke_rows
         data = replace(
             data,
-            train=data.train.head(count),
-            select=data.select.head(count),
-            test=data.test.head(count) if data.test else None,
+            train=_few(data.train, count),
+            select=_few(data.select, count),
+            test=_few(data.test, count) if data.test else None,
             unlabelled=data.unlabelled.head(count),
         )
     return Prepared(data, source)
@@ -58,6 +59,15 @@ def check_rows(prepared: Prepared) -> dict[str, int]:
             check_script(encoded, name)
             truncated[name] = encoded.truncated
     return truncated
+
+
+def _few(rows: Rows, count: int) -> Rows:
+    """The first rows of each class in turn, so that few rows still hold every class."""
+    of_class: dict[int | None, list[int]] = {}
+    for place, label in enumerate(rows.labels):
+        of_class.setdefault(label, []).append(place)
+    in_turn = [place for turn in zip_longest(*of_class.values()) for place in turn if place is not None]
+    return rows.take(sorted(in_turn[:count]))
 
 
 def _rows_are_here(recipe: Recipe) -> bool:

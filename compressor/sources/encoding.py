@@ -26,7 +26,12 @@ def read_text(path: Path, encoding: str | None, *, name: str | None = None) -> s
         encoding: any that Python knows; None means UTF-8.
     Raises: InputError naming file, line and byte, and the encoding that the bytes do read as, if one does.
     """
-    return decode(path.read_bytes(), encoding, name=name or str(path))
+    name = name or str(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as problem:
+        raise InputError(f"{name} cannot be read: {problem.strerror}") from problem
+    return decode(raw, encoding, name=name)
 
 
 def decode(raw: bytes, encoding: str | None, *, name: str) -> str:
@@ -41,6 +46,9 @@ def decode(raw: bytes, encoding: str | None, *, name: str) -> str:
         raise InputError(
             f"{name}: line {line}, byte {problem.start} (0x{raw[problem.start]:02x}) is not {said}; {_advice(raw)}"
         ) from problem
+    if encoding is None and "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InputError(f"{name}: line {line} holds a NUL byte, so it is no UTF-8 text; {_advice(raw)}")
     return text.removeprefix("\ufeff")
 
 
@@ -59,10 +67,14 @@ def lines_of(text: str) -> Iterator[str]:
 
 
 def likely_encoding(raw: bytes) -> str | None:
-    """The encoding these bytes read as, where that can be told: a marked utf-16 or utf-32, or gb18030; else None."""
+    """The encoding these bytes read as, where that can be told: utf-16, a marked utf-32, or gb18030; else None."""
     for mark, encoding in _BOMS:
         if raw.startswith(mark):
             return encoding if _reads(raw, encoding) else None
+    if b"\0" in raw:
+        head = raw[: 1 << 20]
+        encoding = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
+        return encoding if _reads(raw, encoding) else None
     return "gb18030" if _reads(raw, "gb18030") and _looks_chinese(raw) else None
 
 

@@ -36,10 +36,10 @@ def resolve_model(
         return _checked(here or resolve_inside(path, source.sha256), path)
     if source.sha256 is not None:
         raise InputError(f"{path}: sha256 applies to pypi:// alone; pin a hub model as ORG/NAME@REVISION")
-    folder = base / Path(path).expanduser()
+    folder = base / os.path.expanduser(path)
     if looks_local(path, base):
-        if not folder.is_dir():
-            what = "is a file, not a folder" if folder.is_file() else "does not exist"
+        if not os.path.isdir(folder):
+            what = "is a file, not a folder" if os.path.isfile(folder) else "does not exist"
             raise InputError(f"{path} {what} (looked for {folder}); name the folder of a saved model")
         return _checked(folder, path)
     if progress is not None:
@@ -52,8 +52,8 @@ def peek_model(source: ModelSource, base: Path) -> Path | None:
     if source.path.startswith(PREFIX):
         return peek_inside(source.path, source.sha256)
     if looks_local(source.path, base):
-        folder = base / Path(source.path).expanduser()
-        return folder if folder.is_dir() else None
+        folder = base / os.path.expanduser(source.path)
+        return folder if os.path.isdir(folder) else None
     try:
         return _snapshot(source.path, offline=True)
     except InputError:
@@ -66,7 +66,7 @@ def looks_local(path: str, base: Path) -> bool:
         path.startswith((".", "/", "~", os.sep))
         or path.count(os.sep) > 1
         or Path(path).is_absolute()
-        or (base / path).exists()
+        or os.path.exists(base / path)  # unlike Path.exists, false for a name that the system refuses
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ def peek_rows(source: RowFile, base: Path) -> Path | None:
         path = peek_inside(source.path, source.sha256)
     else:
         path = _hub_place(source) if source.path.startswith(HUB_PREFIX) else local_path(source, base)
-    return path if path is not None and path.is_file() else None
+    return path if path is not None and os.path.isfile(path) else None
 
 
 def is_local(source: RowFile) -> bool:
@@ -57,28 +58,31 @@ def is_local(source: RowFile) -> bool:
 
 def local_path(source: RowFile, base: Path) -> Path:
     """Where a local file should be."""
-    return base / Path(source.path).expanduser()
+    return base / os.path.expanduser(source.path)
 
 
 def local_problem(source: RowFile, base: Path) -> str | None:
     """What is wrong with a local path; None where it is a file."""
     path = local_path(source, base)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, false for a name that the system refuses
         return None
-    if path.is_dir():
+    if os.path.isdir(path):
         return f"{source.path} is a folder ({path}); name the file with the rows"
     return f"{source.path} does not exist (looked for {path})"
 
 
-def _hub_parts(source: RowFile) -> tuple[str, str | None, str]:
-    """Name, configuration and split of an `hf:NAME[/CONFIG]#SPLIT`; a third part is the configuration."""
+def _hub_parts(source: RowFile) -> tuple[list[tuple[str, str | None]], str]:
+    """What `hf:NAME[/CONFIG]#SPLIT` may mean, likeliest first, as (name, configuration); and its split."""
     found = _HUB_FORM.fullmatch(source.path)
     parts = found[1].split("/") if found else []
     if found is None or not all(parts) or len(parts) > 3:
         raise InputError(f"{source.path}: must be hf:ORG/NAME#SPLIT or hf:ORG/NAME/CONFIG#SPLIT, such as hf:a/b#train")
     if source.sha256 is not None:
         raise InputError(f"{source.path}: sha256 does not apply to rows of the hub; leave it out")
-    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, found[2]
+    readings: list[tuple[str, str | None]] = [("/".join(parts[:2]), parts[2] if len(parts) == 3 else None)]
+    if len(parts) == 2:
+        readings.append((parts[0], parts[1]))  # a name without an organisation, with a configuration
+    return readings, found[2]
 
 
 def _hub_place(source: RowFile) -> Path:
@@ -88,17 +92,25 @@ def _hub_place(source: RowFile) -> Path:
 
 def _fetch_from_hub(source: RowFile) -> Path:
     """The split as parquet in the cache, with the names of its classes for their numbers."""
-    name, configuration, split = _hub_parts(source)
+    readings, split = _hub_parts(source)
     place = _hub_place(source)
     if place.is_file():
         return place
-    import datasets
-    from datasets.exceptions import DatasetsError
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
+    rows = None
     try:
-        rows = datasets.load_dataset(name, configuration, split=split)
+        for name, configuration in readings:
+            try:
+                rows = load_dataset(name, configuration, split=split)
+                break
+            except DatasetNotFoundError:
+                continue
     except (DatasetsError, OSError, ValueError) as problem:
         raise InputError(f"{source.path}: the hub's rows could not be read: {problem}") from problem
+    if rows is None:
+        raise InputError(f"{source.path}: the hub has no such rows; write hf:ORG/NAME#SPLIT, or a file's path")
     with filling(place.parent) as folder:
         _with_class_names(rows).to_parquet(str(folder / place.name))
     return place

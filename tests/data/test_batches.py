@@ -86,6 +86,8 @@ def test_the_pool_is_walked_whole_before_any_row_comes_again():
     assert sorted(drawn) == source.pool_rows(3.2).tolist()
     again = [row for item in source.plan(4) for row in item.unlabelled]
     assert len(set(drawn) | set(again)) == 250
+    laps = [row for epoch in range(25) for item in source.plan(epoch) for row in item.unlabelled]
+    assert np.bincount(laps, minlength=250).tolist() == [6] * 250
     small = mixed_batches(labelled, pool_of([4, 5, 6]), mix_words.unlabelled(0.5), Train(), seed=3)
     counts = np.bincount([row for item in small.plan(0) for row in item.unlabelled])
     assert counts.tolist() == [20, 20, 20]
@@ -146,6 +148,14 @@ def test_a_batch_says_which_rows_it_holds_and_which_have_labels():
     assert batch.inputs["token_type_ids"].sum(1).tolist() == [0, 0] + [6 - row for row in item.unlabelled]
     assert {t.dtype for t in (*batch.inputs.values(), batch.targets, batch.rows)} == {torch.int64}
     assert len(batch.to("cpu")) == 4
+
+
+def test_each_row_of_a_batch_keeps_its_own_target():
+    labelled = pool_of(random_lengths(200), labels=np.arange(200))
+    source = mixed_batches(labelled, pool_of(random_lengths(300, 1)), mix_words.unlabelled(0.5), Train(), seed=0)
+    for batch in map(source.make, source.plan(0)):
+        assert torch.equal(batch.targets[~batch.unlabelled], batch.rows[~batch.unlabelled])
+        assert set(batch.targets[batch.unlabelled].tolist()) == {UNLABELLED}
 
 
 def test_training_without_labelled_rows_is_refused():

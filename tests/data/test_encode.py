@@ -70,6 +70,12 @@ def test_special_tokens_are_known_by_name(folder):
     assert (encoder.pad_id, encoder.mask_id) == (7, 8)
 
 
+@pytest.mark.parametrize("text", ["half \ud800", 7, None, ("good", 7)])
+def test_what_is_no_text_is_named_by_its_row(folder, text):
+    with pytest.raises(InputError, match=r"^row 2 \(from 0\) is no text that can be encoded: .*; give a string"):
+        open_encoder(folder, 16).encode(["good", "bad", text])
+
+
 def test_a_script_that_the_vocabulary_lacks_is_refused(folder):
     encoder = open_encoder(folder, 16)
     check_script(encoder.encode(["good", "这"]), "train")

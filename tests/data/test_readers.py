@@ -1,4 +1,5 @@
 import json
+from typing import get_args
 
 import pytest
 
@@ -14,7 +15,7 @@ def columns(tmp_path, content, name, wanted=("text", "label"), **settings):
 
 
 def test_readers_and_settings_name_the_same_formats():
-    assert set(READERS) == set(RowFormat.__args__)
+    assert set(READERS) == set(get_args(RowFormat))
 
 
 def test_csv_fields_may_hold_commas_quotes_and_line_ends(tmp_path):

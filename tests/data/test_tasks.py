@@ -1,10 +1,20 @@
+from typing import get_args
+
 import pytest
 import torch
 
 from compressor.data.batches import Batch
 from compressor.data.settings import TaskKind
 from compressor.data.tasks import (
-    TASKS, best_spans, first_tokens, labelled_units, span_targets, unit_logits, unit_rows, unit_targets, word_targets,
+    TASKS,
+    best_spans,
+    first_tokens,
+    labelled_units,
+    span_targets,
+    unit_logits,
+    unit_rows,
+    unit_targets,
+    word_targets,
 )  # fmt: skip
 
 
@@ -16,7 +26,7 @@ def batch_of(targets, valid=None):
 
 
 def test_every_kind_that_a_recipe_may_name_has_its_units():
-    kinds = (TaskKind.__args__) if hasattr(TaskKind, "__args__") else ()
+    kinds = get_args(TaskKind)
     assert kinds
     assert set(kinds) <= set(TASKS)
     assert {kind.unit for kind in TASKS.values()} == {"row", "token", "span"}

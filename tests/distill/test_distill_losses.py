@@ -99,7 +99,9 @@ def test_kl_of_extreme_and_of_half_precision_logits_is_finite() -> None:
 def test_kl_tends_to_half_of_mse_as_the_temperature_grows() -> None:
     student, teacher = torch.randn(5, 6), torch.randn(5, 6)
     student, teacher = student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True)
-    assert kd_kl(student, teacher, temperature=300.0).item() == pytest.approx(kd_mse(student, teacher).item() / 2, rel=0.02)
+    assert kd_kl(student, teacher, temperature=300.0).item() == pytest.approx(
+        kd_mse(student, teacher).item() / 2, rel=0.02
+    )
 
 
 def test_no_gradient_flows_into_the_teacher() -> None:

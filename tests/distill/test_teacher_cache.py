@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,14 @@ from compressor.stage import silent
 from compressor.train.settings import Train
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bert(tmp_path_factory.mktemp("teacher") / "teacher", layers=4, labels=("bad", "good"))
@@ -32,7 +40,7 @@ def pools(folder: Path) -> tuple[Pool, Pool]:
     return Pool.of(labelled, encoder), Pool.of(rest, encoder)
 
 
-@pytest.fixture()
+@pytest.fixture
 def live(folder: Path) -> LiveTeacher:
     return LiveTeacher(load_model(folder), (0, 2, 4))
 
@@ -139,9 +147,7 @@ def test_hidden_states_over_the_budget_are_computed_live_and_logits_still_cached
 
 def test_only_rows_that_will_be_used_are_computed(live: LiveTeacher, pools: tuple[Pool, Pool], tmp_path: Path) -> None:
     used = [np.arange(35), np.array([2, 5])]
-    cached = open_cache(
-        live, pools, used, folder=tmp_path / "cache", budget=10**9, key="k", progress=silent
-    )
+    cached = open_cache(live, pools, used, folder=tmp_path / "cache", budget=10**9, key="k", progress=silent)
     assert torch.isfinite(cached.logits).all(1).nonzero().flatten().tolist() == [*range(35), 37, 40]
     batch = mixed(pools).make(BatchPlan((0, 3), (5,)))
     torch.testing.assert_close(

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ from compressor.model.settings import Student
 from compressor.model.student import make_student
 from compressor.settings import Number, ramp
 from compressor.train.losses import cross_entropy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,9 @@ class Lesson:
 
 
 def batch_of(pools: tuple[Pool, Pool], labelled: list[int], unlabelled: list[int]) -> Batch:
-    source = mixed_batches(*pools, Mix(unlabelled=Unlabelled()), type("T", (), {"batch_rows": 4, "batch_tokens": None})(), seed=1)  # noqa: E501
+    source = mixed_batches(
+        *pools, Mix(unlabelled=Unlabelled()), type("T", (), {"batch_rows": 4, "batch_tokens": None})(), seed=1
+    )  # noqa: E501
     return source.make(BatchPlan(tuple(labelled), tuple(unlabelled)))
 
 
@@ -107,9 +118,7 @@ def test_a_batch_without_labelled_rows_has_a_labels_term_of_zero(folder: Path, p
 
 
 @pytest.mark.parametrize("term", [match.logits(), match.logits("mse"), match.hidden(), match.hidden("cosine")])
-def test_unlabelled_weight_scales_the_unlabelled_rows_alone(
-    term: Term, folder: Path, pools: tuple[Pool, Pool]
-) -> None:
+def test_unlabelled_weight_scales_the_unlabelled_rows_alone(term: Term, folder: Path, pools: tuple[Pool, Pool]) -> None:
     batch = batch_of(pools, [0, 1], [0, 1])
     none, half, full = (Lesson(folder, term, weight=w).gradient(batch) for w in (0.0, 0.5, 1.0))
     torch.testing.assert_close(half, (none + full) / 2, atol=1e-6, rtol=1e-4)
@@ -122,7 +131,10 @@ def test_padding_changes_no_term(term: Term, folder: Path, pools: tuple[Pool, Po
     longer = {name: torch.nn.functional.pad(value, (0, 7)) for name, value in batch.inputs.items()}
     padded = Batch(longer, batch.targets, batch.rows, batch.unlabelled)
     torch.testing.assert_close(
-        lesson.loss(lesson.student, batch, 0.0).total, lesson.loss(lesson.student, padded, 0.0).total, atol=1e-5, rtol=1e-5
+        lesson.loss(lesson.student, batch, 0.0).total,
+        lesson.loss(lesson.student, padded, 0.0).total,
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from model_folders import TEXTS, UNEVEN, contents, data_of, write_classifier
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from compressor.errors import InputError, StageError
 from compressor.export.exporter import Exporter
@@ -38,6 +38,13 @@ def test_config_names_a_stock_model_type_and_the_manifest_the_true_shapes(final,
     assert not {"auto_map", "layer_shapes", "head_size"} & set(json.loads((final / "config.json").read_text()))
     assert read_manifest(final) == read_manifest(uneven)
     assert [layer.heads for layer in read_manifest(final).shapes.layers] == [3, 1]
+
+
+def test_the_tokenizer_opens_in_transformers_4_and_5(final, uneven):
+    assert json.loads((uneven / "tokenizer_config.json").read_text())["tokenizer_class"] == "TokenizersBackend"
+    assert json.loads((final / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    opened, given = AutoTokenizer.from_pretrained(final), AutoTokenizer.from_pretrained(uneven)
+    assert opened(TEXTS)["input_ids"] == given(TEXTS)["input_ids"]
 
 
 def test_it_answers_as_the_folder_it_was_made_from(final, uneven):

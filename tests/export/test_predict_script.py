@@ -15,7 +15,7 @@ BLOCKED = ("torch", "transformers", "compressor")
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, tiny_classifier):
-    """A folder with `final` and `pairs` to deploy, and an environment in which only onnxruntime and tokenizers import."""
+    """Folders `final` and `pairs`, and packages of BLOCKED names that cannot be imported."""
     root = tmp_path_factory.mktemp("predict")
     for name, columns in (("final", ("review",)), ("pairs", ("question", "answer"))):
         Exporter(write_classifier(root / f"{name}-source", tiny_classifier, text=columns)).export(root / name)
@@ -41,7 +41,10 @@ def expected(desk, texts, folder="final"):
     scores = powers / powers.sum(axis=1, keepdims=True)
     labels = load(desk / folder).predict(texts)
     return [
-        {"label": label, "scores": {"bad": pytest.approx(float(bad), abs=1e-5), "good": pytest.approx(float(good), abs=1e-5)}}
+        {
+            "label": label,
+            "scores": {"bad": pytest.approx(float(bad), abs=1e-5), "good": pytest.approx(float(good), abs=1e-5)},
+        }
         for label, (bad, good) in zip(labels, scores, strict=True)
     ]
 
@@ -105,7 +108,11 @@ def test_answers_come_while_the_input_is_still_open(desk):
 @pytest.mark.parametrize(
     ("stdin", "folder", "message"),
     [
-        (b'{"review": "dull"}\n{"text": "dull"}\n', "final", "line 2 must have a text in column 'review'; its columns are text"),
+        (
+            b'{"review": "dull"}\n{"text": "dull"}\n',
+            "final",
+            "line 2 must have a text in column 'review'; its columns are text",
+        ),
         (b'{"review": "dull"}\nplain\n', "final", "line 2 is not JSON"),
         (b'{"review": 3}\n', "final", "line 1 must have a text in column 'review'"),
         (b"dull\nw\xe4rm\n", "final", "line 2 is not UTF-8 (byte 1 of it)"),

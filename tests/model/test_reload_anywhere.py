@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+import compressor
 from compressor.model.encoders import load_model, model_logits, save_model, shapes
 from compressor.model.manifest import Manifest
 from compressor.model.surgery import Kept, cut
 
 torch.set_num_threads(1)
-PROBE = {"input_ids": torch.tensor([[2, 6, 9, 3], [2, 7, 3, 0]]), "attention_mask": torch.tensor([[1] * 4, [1, 1, 1, 0]])}
+PROBE = {
+    "input_ids": torch.tensor([[2, 6, 9, 3], [2, 7, 3, 0]]),
+    "attention_mask": torch.tensor([[1] * 4, [1, 1, 1, 0]]),
+}
 UNEVEN = Kept(heads=((0, 2, 3), ()), neurons=(tuple(range(0, 64, 3)), (1, 5, 63)), layers=(0, 1))
 EVEN = Kept(heads=((0, 1, 2, 3),) * 2, neurons=(tuple(range(7, 39)),) * 2, layers=(0, 1))
 WITHOUT_PACKAGE = """
@@ -56,7 +60,12 @@ def open_elsewhere(folder: Path, tmp_path: Path, prelude: str, *, trust: bool) -
     out = tmp_path / "logits.npy"
     np.savez(f"{out}.probe.npz", **{name: value.numpy() for name, value in PROBE.items()})
     command = [sys.executable, "-c", prelude + OPEN, str(folder), str(out), "trust" if trust else "plain"]
-    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    settings = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "PYTHONPATH": str(Path(compressor.__file__).parents[1]),
+    }
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=settings, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return np.load(out), done.stdout.strip().splitlines()[-1]

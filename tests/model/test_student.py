@@ -85,7 +85,7 @@ def test_channels_and_neurons_that_hold_nothing_are_the_ones_left_out():
         (Student(layers=7), "student.layers must be at most the teacher's 6 (got 7)"),
         (Student(hidden=64), "student.hidden must be at most the teacher's 32 (got 64)"),
         (Student(ffn=128), "student.ffn must be at most the teacher's 64 (got 128)"),
-        (Student(hidden=30), "divisible by its heads (got hidden 30, heads 4 as the teacher); heads that fit: 1, 2, 3, 5, 6"),
+        (Student(hidden=30), "its heads (got hidden 30, heads 4 as the teacher); heads that fit: 1, 2, 3, 5, 6"),
     ],
 )
 def test_a_student_that_cannot_be_copied_is_refused(wanted: Student, text: str):

@@ -17,7 +17,9 @@ INPUTS = {
     "attention_mask": torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] * 7 + [0] * 2]),
 }
 EVERY_HEAD = (tuple(range(4)),) * 3
-UNEVEN = Kept(heads=((0, 2, 3), (1,), (0, 1, 2, 3)), neurons=(tuple(range(0, 64, 3)), (1, 5, 63), (7,)), layers=(0, 1, 2))
+UNEVEN = Kept(
+    heads=((0, 2, 3), (1,), (0, 1, 2, 3)), neurons=(tuple(range(0, 64, 3)), (1, 5, 63), (7,)), layers=(0, 1, 2)
+)
 CASES = {
     "uneven heads and neurons": UNEVEN,
     "a layer": Kept(UNEVEN.heads, UNEVEN.neurons, (0, 2)),

@@ -80,7 +80,8 @@ def test_sixty_four_levels_are_allowed():
 
 
 def test_a_second_document_is_refused_where_it_starts():
-    assert complaints("a: 1\n---\nb: 2\n") == ["r.yaml:2:1 starts a second document; a recipe is one: remove this '---'"]
+    (message,) = complaints("a: 1\n---\nb: 2\n")
+    assert message == "r.yaml:2:1 starts a second document; a recipe is one: remove this '---'"
 
 
 def test_one_document_may_be_marked():
@@ -130,7 +131,7 @@ def test_a_block_text_is_still_allowed():
 
 def test_a_file_that_is_not_utf8_is_named_with_line_and_offset(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_bytes("name: x\nlabel: ".encode() + "评".encode("gb18030"))
+    path.write_bytes(b"name: x\nlabel: " + "评".encode("gb18030"))
     (problem,) = read_file(path, "r.yaml").problems
     assert str(problem) == "r.yaml:2:8 is not UTF-8 (byte 0xc6 at offset 15); save the file as UTF-8"
 

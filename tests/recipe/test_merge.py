@@ -110,9 +110,7 @@ def test_set_puts_a_value_at_a_dotted_key(assignment, expected):
 
 def test_set_of_a_stage_that_is_not_there_suggests_one():
     _found, problems = with_set("stages: [{id: slim, prune: {}}]", "stages.slm.prune.steps=5")
-    assert problems == [
-        "--set stages.slm.prune.steps=5 stages.slm is not in stages (got slm); did you mean slim?"
-    ]
+    assert problems == ["--set stages.slm.prune.steps=5 stages.slm is not in stages (got slm); did you mean slim?"]
 
 
 @pytest.mark.parametrize("assignment", ["seed", "=3", "a..b=3", "seed.x=3"])

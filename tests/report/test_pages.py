@@ -17,7 +17,7 @@ from compressor.report.plot import curves_plot, linear_ticks, report_plot
 EVIL = "<script>alert('x')</script>|`**\"&"
 
 
-@pytest.fixture()
+@pytest.fixture
 def report(tmp_path: Path) -> Report:
     evil = told(
         name=EVIL,
@@ -28,9 +28,11 @@ def report(tmp_path: Path) -> Report:
     return assemble(evil, subjects(tmp_path), SCORED, timings={"cpu": timing()}, budget=BUDGET)
 
 
-@pytest.fixture()
+@pytest.fixture
 def untimed(tmp_path: Path) -> Report:
-    return assemble(told(), subjects(tmp_path), SCORED, timings="smoke")
+    folder = tmp_path / "untimed"
+    folder.mkdir()
+    return assemble(told(), subjects(folder), SCORED, timings="smoke")
 
 
 class Tags(HTMLParser):
@@ -81,6 +83,13 @@ def test_the_page_shows_each_figure_of_the_table(report: Report):
         assert f"{row.latency[0].p50_ms:.3g}" in page
     for line in report.budgets:
         assert line.limit.replace("<", "&lt;") in page
+
+
+def test_the_page_and_markdown_say_what_was_pruned_in_each_layer_and_why(report: Report):
+    assert "3 of 4" in report.to_html()
+    for shown in (report.to_html(), report.to_markdown()):
+        assert "reached 0.5x" in shown
+        assert "dear" in shown
 
 
 def test_the_plot_is_well_formed_and_has_a_mark_for_each_model(report: Report):

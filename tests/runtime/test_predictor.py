@@ -98,7 +98,11 @@ def test_one_text_instead_of_a_list_is_refused(folders):
         ([], "auto", r"must hold model\.onnx or \*\.safetensors \(found neither\)"),
         (["pytorch_model.bin"], "auto", "only a pickle, which is never read: save it as safetensors"),
         (["model.onnx"], "torch", r"holds no \*\.safetensors, which engine torch needs; torch cannot read ONNX"),
-        (["model.safetensors"], "onnxruntime", r"holds no model\.onnx, which engine onnxruntime needs; export it first"),
+        (
+            ["model.safetensors"],
+            "onnxruntime",
+            r"holds no model\.onnx, which engine onnxruntime needs; export it first",
+        ),
         (["model.onnx"], "tensorrt", r"engine must be one of auto, onnxruntime, torch \(got 'tensorrt'\)"),
     ],
 )

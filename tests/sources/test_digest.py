@@ -54,9 +54,14 @@ def test_the_cache_folder_is_the_one_said(tmp_path):
 
 def test_a_folder_is_filled_whole_or_not_at_all(tmp_path):
     target = tmp_path / "kept" / "folder"
-    with pytest.raises(KeyboardInterrupt), filling(target) as folder:
-        (folder / "half").touch()
-        raise KeyboardInterrupt
+
+    def killed():
+        with filling(target) as folder:
+            (folder / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
     assert list(target.parent.iterdir()) == []
     with filling(target) as slow:
         (slow / "from").write_text("slow")

@@ -55,6 +55,17 @@ def test_an_unknown_encoding_is_refused(tmp_path, encoding):
         read_text(file, encoding)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_unmarked_wide_text_is_not_read_as_if_it_were_utf8(tmp_path, encoding):
+    file = tmp_path / "rows.txt"
+    file.write_bytes("good\nfine\n".encode(encoding))
+    with pytest.raises(InputError) as raised:
+        read_text(file, None)
+    assert str(raised.value) == (
+        f"{file}: line 1 holds a NUL byte, so it is no UTF-8 text; it reads as {encoding}; write encoding: {encoding}"
+    )
+
+
 def test_lines_end_at_line_feeds_alone():
     text = "one\r\ntwo\u2028still two\x85\x0bstill\r two\n\nfour"
     assert list(lines_of(text)) == ["one", "two\u2028still two\x85\x0bstill\r two", "", "four"]

@@ -36,7 +36,7 @@ def test_a_folder_without_safe_weights_is_refused(tmp_path, names, message):
         resolve_model(ModelSource(path="./m"), base=tmp_path)
 
 
-@pytest.mark.parametrize("path", ["./gone", "~/gone-for-good", "a/b/c", "/gone"])
+@pytest.mark.parametrize("path", ["./gone", "~/gone-for-good", "~no-such-user/x", "a/b/c", "/gone", "/" + "x" * 5000])
 def test_a_path_that_can_only_be_local_is_reported_without_the_network(tmp_path, path, monkeypatch):
     monkeypatch.setattr("compressor.sources.models._snapshot", lambda *_a, **_k: pytest.fail("used the network"))
     assert looks_local(path, tmp_path)

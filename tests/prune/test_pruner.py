@@ -1,0 +1,271 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_reviews
+
+from compressor.data.rows import DataSets, Rows, open_data
+from compressor.errors import GateError, InputError, StageError
+from compressor.model.encoders import load_model, shapes
+from compressor.model.footprint import heads, macs, neurons, parameters
+from compressor.model.manifest import read_manifest
+from compressor.model.surgery import Kept, cut, keep_all
+from compressor.prune import steps as steps_module
+from compressor.prune.pruner import Pruner
+from compressor.prune.scoring import cross_entropy, divergence, draw_sample, masked_loss, score_parts
+from compressor.prune.settings import Remove
+from compressor.prune.steps import renumber
+from compressor.prune.targets import share_of_train
+from compressor.stage import Decision, Outcome, silent
+from compressor.train.settings import Train
+
+torch.set_num_threads(1)
+TAYLOR = {"heads": "taylor", "ffn": "taylor"}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> DataSets:
+    folder = tmp_path_factory.mktemp("rows")
+    write_reviews(folder)
+    data = {"train": "reviews.csv", "unlabelled": ["pool.txt"], "text": "review", "label": "stars", "max_tokens": 32}
+    return open_data(data, base=folder)
+
+
+def outcome(*, passed: bool) -> Outcome:
+    return Outcome("pass" if passed else "fail", passed, "accuracy fell by 9pp", {"accuracy": (0.09, 0.05, 0.13)})
+
+
+@pytest.mark.parametrize(
+    ("remove", "until", "measure"),
+    [
+        (TAYLOR, {"macs": "0.5x"}, lambda model: macs(shapes(model))),
+        (TAYLOR, {"parameters": "0.7x"}, parameters),
+        ({"heads": "magnitude"}, {"heads": "0.5x"}, lambda model: heads(shapes(model))),
+        ({"ffn": "random"}, {"ffn": "0.25x"}, lambda model: neurons(shapes(model))),
+        ({"heads": "taylor", "ffn": "magnitude"}, {"macs": "0.4x"}, lambda model: macs(shapes(model))),
+        ({"layers": "taylor"}, {"macs": "0.5x"}, lambda model: macs(shapes(model))),
+        ({**TAYLOR, "layers": "taylor"}, {"macs": "0.3x"}, lambda model: macs(shapes(model))),
+    ],
+)
+def test_the_target_is_met_in_the_saved_folder(tmp_path, tiny_classifier, rows, remove, until, measure):
+    out = Pruner(tiny_classifier, data=rows, remove=remove, until=until).fit(tmp_path / "pruned")
+    before, after = measure(load_model(tiny_classifier)), measure(load_model(out))
+    assert 0 < after <= float(next(iter(until.values()))[:-1]) * before
+    assert read_manifest(out).shapes == shapes(load_model(out))
+    assert read_manifest(out).labels == ("bad", "good")
+    assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+
+
+def test_pruning_twice_with_one_seed_gives_the_same_bytes(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
+    made = [
+        Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.5x"}, steps=2).fit(tmp_path / name)
+        for name in ("one", "two")
+    ]
+    assert (made[0] / "model.safetensors").read_bytes() == (made[1] / "model.safetensors").read_bytes()
+
+
+def test_decisions_name_what_is_left_in_the_inputs_numbering(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
+    said: list[Decision] = []
+    remove = {**TAYLOR, "layers": "random"}
+    pruner = Pruner(tiny_classifier, data=rows, remove=remove, until={"macs": "0.4x"}, steps=3, decide=said.append)
+    out = pruner.fit(tmp_path / "pruned")
+    cuts = [decision for decision in said if decision.kind == "cut"]
+    assert [decision.chosen["step"] for decision in cuts] == [1, 2, 3]
+    assert any(decision.kind == "layer" for decision in said)
+    final = said[-1]
+    assert final.kind == "pruned"
+    whole, small = load_model(tiny_classifier), load_model(out)
+    kept = final.chosen["layers"]
+    assert [(len(each["heads"]), each["ffn"]) for each in kept] == [
+        (each.heads, each.ffn) for each in shapes(small).layers
+    ]
+    for layer, each in zip(small.bert.encoder.layer, kept, strict=True):
+        original = whole.bert.encoder.layer[each["layer"]].attention.self.query.weight
+        channels = [head * 8 + offset for head in each["heads"] for offset in range(8)]
+        if channels:
+            assert torch.equal(layer.attention.self.query.weight, original[channels])
+    json.dumps([vars(decision) for decision in said], allow_nan=False)
+
+
+def test_a_target_below_the_floor_is_refused_with_the_floor(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
+    pruner = Pruner(tiny_classifier, data=rows, remove={"heads": "taylor"}, until={"heads": "0.1x"})
+    with pytest.raises(InputError) as error:
+        pruner.fit(tmp_path / "pruned")
+    assert "until.heads 0.1x is below the floor" in str(error.value)
+    assert "leaves at least 2 of 8; write 0.25x or more" in str(error.value)
+
+
+def test_a_pruning_that_changes_nothing_is_an_error(
+    tmp_path: Path, tiny_classifier: Path, rows: DataSets, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(steps_module, "cut", lambda model, _kept: model)
+    pruner = Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.5x"})
+    with pytest.raises(StageError, match="changed no parameter"):
+        pruner.fit(tmp_path / "pruned")
+
+
+@pytest.mark.parametrize(
+    ("remove", "until", "text"),
+    [
+        ({}, {"macs": "0.5x"}, "remove names nothing"),
+        (TAYLOR, {"heads": "0.5x"}, "until.heads counts heads alone, so remove.ffn would do nothing"),
+        ({"ffn": "taylor"}, {"ffn": "1x"}, "until.ffn must be below 1x (got 1x)"),
+        ({"head": "taylor"}, {"ffn": "0.5x"}, "remove.head"),
+        (TAYLOR, {"macs": "50"}, "until.macs"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(tiny_classifier: Path, rows: DataSets, remove, until, text: str):
+    with pytest.raises(InputError) as error:
+        Pruner(tiny_classifier, data=rows, remove=remove, until=until)
+    assert text in str(error.value)
+
+
+def test_a_broken_gate_keeps_the_step_before_and_says_what_the_next_would_have_cost(
+    tmp_path: Path, tiny_classifier: Path, rows: DataSets
+):
+    said: list[Decision] = []
+    judged: list[Path] = []
+
+    def accept(folder: Path) -> Outcome:
+        judged.append(folder)
+        load_model(folder)
+        return outcome(passed=len(judged) < 3)
+
+    pruner = Pruner(
+        tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.3x"}, steps=4, decide=said.append
+    )
+    out = pruner.fit(tmp_path / "pruned", accept=accept)
+    (back,) = [decision for decision in said if decision.kind == "backtrack"]
+    assert len(judged) == 3
+    assert back.chosen["step"] == 2
+    assert back.candidates["step"] == 3
+    assert back.cost == {"accuracy": [0.09, 0.05, 0.13]}
+    assert macs(shapes(load_model(out))) == back.chosen["macs"]
+    assert back.candidates["macs"] < back.chosen["macs"] < macs(shapes(load_model(tiny_classifier)))
+
+
+def test_a_gate_that_refuses_the_first_cut_is_an_error(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
+    pruner = Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.5x"})
+    with pytest.raises(GateError, match="refuses the first of 1 cuts"):
+        pruner.fit(tmp_path / "pruned", accept=lambda _folder: outcome(passed=False))
+
+
+def test_an_interrupted_pruning_goes_on_after_the_last_step(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
+    settings = {"data": rows, "remove": TAYLOR, "until": {"macs": "0.4x"}, "steps": 3}
+    whole = Pruner(tiny_classifier, **settings).fit(tmp_path / "whole")
+    said: list[Decision] = []
+
+    def stop(decision: Decision) -> None:
+        if decision.chosen["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Pruner(tiny_classifier, **settings, decide=stop).fit(tmp_path / "resumed")
+    out = Pruner(tiny_classifier, **settings, decide=said.append).fit(tmp_path / "resumed")
+    assert [decision.chosen["step"] for decision in said if decision.kind == "cut"] == [3]
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_leftovers_of_another_pruning_are_not_taken_up(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
+    def stop(decision: Decision) -> None:
+        if decision.chosen["step"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.3x"}, steps=2, decide=stop).fit(
+            tmp_path / "pruned"
+        )
+    said: list[Decision] = []
+    Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.8x"}, steps=2, decide=said.append).fit(
+        tmp_path / "pruned"
+    )
+    assert [decision.chosen["step"] for decision in said if decision.kind == "cut"] == [1, 2]
+
+
+def test_a_pruned_model_can_be_pruned_again(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
+    once = Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.6x"}).fit(tmp_path / "once")
+    twice = Pruner(once, data=rows, remove=TAYLOR, until={"macs": "0.6x"}).fit(tmp_path / "twice")
+    assert macs(shapes(load_model(twice))) <= 0.6 * macs(shapes(load_model(once)))
+
+
+def test_rows_without_labels_are_scored_against_the_teacher(tiny_classifier: Path, rows: DataSets):
+    bare = DataSets(
+        task=rows.task,
+        labels=rows.labels,
+        text_columns=rows.text_columns,
+        max_tokens=rows.max_tokens,
+        train=Rows((), ()),
+        select=rows.select,
+        test=None,
+        unlabelled=rows.unlabelled,
+    )
+    with pytest.raises(InputError, match="the data has neither"):
+        draw_sample(bare, tiny_classifier, teacher=None, seed=1, smoke=False)
+    sample = draw_sample(bare, tiny_classifier, teacher=tiny_classifier, seed=1, smoke=True)
+    assert "KL to the teacher on 64 unlabelled rows" in sample.source
+    model = load_model(tiny_classifier)
+    every = tuple(tuple(range(64)) for _ in range(2))
+    smaller = cut(model, Kept(((0, 1, 2), (0, 1, 2, 3)), every, (0, 1)))
+    scores = score_parts(smaller, Remove(heads="taylor"), sample, seed=1, progress=silent)
+    assert float(torch.cat(scores.heads).min()) > 0
+
+
+def test_the_masked_loss_is_that_of_the_cut_model(tiny_classifier: Path, rows: DataSets):
+    sample = draw_sample(rows, tiny_classifier, teacher=None, seed=1, smoke=True)
+    model = load_model(tiny_classifier)
+    kept = Kept(((0, 2), (1,)), (tuple(range(9)), (3, 4)), (0, 1))
+    made = cut(model, kept)
+    found = masked_loss(model, kept, sample, progress=silent)
+    whole = masked_loss(made, keep_all(shapes(made)), sample, progress=silent)
+    assert found == pytest.approx(whole, rel=1e-6)
+
+
+def test_divergence_from_itself_is_zero_and_cross_entropy_is_torchs():
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    assert float(divergence(logits, logits).abs().max()) < 1e-6
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    assert float(cross_entropy(logits, labels).mean()) == pytest.approx(float(expected))
+
+
+def test_renumbering_follows_a_head_through_two_cuts():
+    origin = Kept(heads=((0, 2, 3), (), (1, 3)), neurons=((5, 6), (), (7, 9)), layers=(0, 2))
+    kept = Kept(heads=((1,), (0, 1)), neurons=((0,), (1,)), layers=(1,))
+    assert renumber(origin, kept) == Kept(((), (), (1, 3)), ((), (), (9,)), (2,))
+
+
+def test_recovery_trains_after_each_cut_and_keeps_the_shape(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
+    settings = {"data": rows, "remove": TAYLOR, "until": {"macs": "0.5x"}, "steps": 2}
+    recover = {"train": {"steps": 6, "learning_rate": 1e-3}}
+    plain = Pruner(tiny_classifier, **settings).fit(tmp_path / "plain")
+    work = tmp_path / "work"
+    out = Pruner(tiny_classifier, **settings, recover=recover).fit(tmp_path / "recovered", work=work)
+    assert macs(shapes(load_model(out))) <= 0.5 * macs(shapes(load_model(tiny_classifier)))
+    assert (out / "model.safetensors").read_bytes() != (plain / "model.safetensors").read_bytes()
+    lines = [json.loads(line) for line in (work / "steps.jsonl").read_text().splitlines()]
+    assert [(line["cut"], line["step"]) for line in lines] == [(cut, step) for cut in (1, 2) for step in (1, 2, 3)]
+
+
+def test_a_pruning_stopped_while_recovering_ends_as_if_it_had_not_been(
+    tmp_path: Path, tiny_classifier: Path, rows: DataSets
+):
+    recover = {"train": {"steps": 8, "learning_rate": 1e-3, "checkpoint": 1}}
+    settings = {"data": rows, "remove": TAYLOR, "until": {"macs": "0.5x"}, "steps": 2, "recover": recover}
+    whole = Pruner(tiny_classifier, **settings).fit(tmp_path / "whole")
+
+    def stop(what: str, done: int, _total: int | None) -> None:
+        if what.startswith("recover 2") and done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Pruner(tiny_classifier, **settings, progress=stop).fit(tmp_path / "stopped")
+    assert (tmp_path / "stopped.partial" / "cut-2" / "checkpoint").is_dir()
+    out = Pruner(tiny_classifier, **settings).fit(tmp_path / "stopped")
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_the_epochs_of_recovery_are_shared_among_the_steps():
+    assert share_of_train(Train(epochs=2.0), 4).epochs == 0.5
+    assert share_of_train(Train(), 2).epochs == 1.5
+    assert share_of_train(Train(steps=10), 4).steps == 2
