@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.metadata
 import json
 import signal
 import sys
@@ -100,9 +101,11 @@ class Ending(contextlib.AbstractContextManager["Ending"]):
 
 def _write_trace(error: BaseException, out: Path | None) -> Path:
     """Where the trace was written: `<out>/error.log`, or a file in the temporary folder."""
-    from compressor import __version__
-
-    text = f"compressor {__version__}, {' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}"
+    version = "(not installed)"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version("bert-compressor")
+    trace = "".join(traceback.format_exception(error))
+    text = f"bert-compressor {version}, python {sys.version.split()[0]}, {' '.join(sys.argv)}\n{trace}"
     for folder in (out, Path(tempfile.gettempdir())):
         if folder is None:
             continue

@@ -1,4 +1,4 @@
-"""CPU and GPU behind one small protocol: place, synchronise, event, memory, seed. Loads torch only when asked to compute."""
+"""CPU and GPU behind one small protocol: place, synchronise, event, memory, seed. Loads torch only to compute."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def machine_id() -> str:
 
 
 def training_device() -> str:
-    """`gpu` where an NVIDIA driver is loaded and torch is not a CPU build, else `cpu`; found out without loading torch."""
+    """`gpu` where an NVIDIA driver is loaded and torch is not a CPU build, else `cpu`; does not load torch."""
     import importlib.metadata
 
     driver = Path("/proc/driver/nvidia/version").exists()

@@ -102,7 +102,9 @@ def parse_limit(text: str) -> Limit:
     """
     found = re.fullmatch(rf"\s*(<=|>=)\s*{_QUANTITY}\s*", text) if isinstance(text, str) else None
     if found is None:
-        raise ValueError(f"must be a comparison with a unit such as '<= 0.8pp' (got {text!r}); units are pp, %, x, ms, MB")
+        raise ValueError(
+            f"must be a comparison with a unit such as '<= 0.8pp' (got {text!r}); units are pp, %, x, ms, MB"
+        )
     return Limit("<=" if found[1] == "<=" else ">=", float(found[2]), found[3])
 
 
@@ -115,8 +117,12 @@ def parse_kept_share(text: str) -> float:
     found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*x\s*", text) if isinstance(text, str) else None
     share = float(found[1]) if found else 0.0
     if not 0.0 < share <= 1.0:
-        hint = f"; write {text / 100:g}x for {text:g} percent" if isinstance(text, int | float) and 1 < text <= 100 else ""
-        raise ValueError(f"must be a share such as 0.5x, above 0x and at most 1x (got {text!r}){hint or '; 0.5x keeps half'}")
+        hint = (
+            f"; write {text / 100:g}x for {text:g} percent" if isinstance(text, int | float) and 1 < text <= 100 else ""
+        )
+        raise ValueError(
+            f"must be a share such as 0.5x, above 0x and at most 1x (got {text!r}){hint or '; 0.5x keeps half'}"
+        )
     return share
 
 

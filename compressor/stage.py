@@ -113,8 +113,12 @@ class Stage(Settings):
         """Role to the id it reads; None means the stage before (role `model`) or the teacher (role `teacher`)."""
         return {"model": self.from_}
 
+    def conditions(self, _device: str) -> Mapping[str, object]:
+        """What of the machine decides the output; a part of the key."""
+        return {}
+
     def filled(self, _earlier: Sequence[Stage]) -> Stage:
-        """This stage with the settings it takes from earlier ones written in; what the key is made of."""
+        """The stage with the settings it takes from earlier ones written in; what the key is made of."""
         return self
 
     def run(self, job: Job) -> None:

@@ -90,6 +90,14 @@ def write_reviews(folder: Path, *, count: int = 200, pool: int = 120) -> None:
     (folder / "pool.txt").write_text("".join(text + "\n" for text, _ in rows[count:]), encoding="utf-8")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two threads of a tiny model wait for each other longer than they work."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder without a head, 2 layers, hidden 32."""
@@ -102,7 +110,7 @@ def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bert(tmp_path_factory.mktemp("models") / "tiny-classifier", labels=("bad", "good"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def desk(tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory as the README's examples assume it: my-bert, reviews.csv and pool.txt."""
     import shutil

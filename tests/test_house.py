@@ -107,7 +107,7 @@ def light_modules() -> list[str]:
         if room(path) in rooms or path.name == "settings.py" or str(path.relative_to(PACKAGE)) in extra
     ]
     names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in light]
-    return sorted(name.removesuffix(".__init__") for name in names) + ["compressor"]
+    return [*sorted(name.removesuffix(".__init__") for name in names), "compressor"]
 
 
 def test_light_modules_load_nothing_heavy():

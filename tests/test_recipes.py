@@ -11,7 +11,9 @@ from compressor.runner.plan import plan
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path for pattern in ("*.yaml", "*.yml") for path in (ROOT / "recipes").rglob(pattern))
-BUILTINS = sorted(entry.name for entry in resources.files("compressor.builtin").iterdir() if entry.name.endswith(".yaml"))
+BUILTINS = sorted(
+    entry.name for entry in resources.files("compressor.builtin").iterdir() if entry.name.endswith(".yaml")
+)
 
 
 def test_there_are_recipes():

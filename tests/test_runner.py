@@ -18,7 +18,13 @@ TRAIN = {"epochs": 2, "learning_rate": 1e-3, "batch_rows": 16, "checkpoint": 4}
 RECIPE = {
     "version": 1,
     "name": "tiny",
-    "data": {"train": "reviews.csv", "unlabelled": ["pool.txt"], "text": "review", "label": "stars", "test": "test.csv"},
+    "data": {
+        "train": "reviews.csv",
+        "unlabelled": ["pool.txt"],
+        "text": "review",
+        "label": "stars",
+        "test": "test.csv",
+    },
     "teacher": {"model": "./my-bert", "finetune": {"train": TRAIN}},
     "stages": [
         {"id": "student", "distill": {"student": {"layers": 1}, "train": TRAIN}},
@@ -114,7 +120,7 @@ def test_a_second_run_makes_nothing_and_loads_no_torch(finished, tmp_path, monke
     desk = copy_of(finished, tmp_path, monkeypatch)
     before = weights(desk / "runs/tiny"), started(desk / "runs/tiny")
     report = (desk / "runs/tiny/report/report.json").stat().st_mtime_ns
-    code = "import sys\nfrom compressor.runner.run import run\nr = run('tiny.yaml')\nprint(r.exit_code, 'torch' in sys.modules)"
+    code = "import sys, compressor\nr = compressor.run('tiny.yaml')\nprint(r.exit_code, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["0", "False"], done.stderr
     assert (weights(desk / "runs/tiny"), started(desk / "runs/tiny")) == before
@@ -137,7 +143,10 @@ def test_a_changed_setting_of_prune_redoes_prune_and_what_follows(finished, tmp_
     before = started(desk / "runs/tiny")
     made = []
     run(changed, desk / "runs/tiny", say=made.append)
-    assert [line for line in made if line.endswith(": done already")] == ["teacher: done already", "student: done already"]
+    assert [line for line in made if line.endswith(": done already")] == [
+        "teacher: done already",
+        "student: done already",
+    ]
     after = started(desk / "runs/tiny")
     assert {name for name in STAGES if before[name] == after[name]} >= {"teacher", "student"}
 
@@ -161,7 +170,9 @@ def test_redo_makes_a_stage_again_and_finds_the_rest_unchanged(finished, tmp_pat
     assert "int8: quantize" in made
     assert "ship: done already" in made
     assert weights(desk / "runs/tiny") == before
-    with pytest.raises(InputError, match=r"--redo shrink: no such stage; this recipe has teacher, student, slim, int8, ship"):
+    with pytest.raises(
+        InputError, match=r"--redo shrink: no such stage; this recipe has teacher, student, slim, int8, ship"
+    ):
         run(desk / "tiny.yaml", desk / "runs/tiny", redo=["shrink"])
 
 
@@ -177,7 +188,9 @@ def test_killed_in_a_stage_and_run_again_ends_bit_identical(finished, tmp_path, 
     for name in STAGES[STAGES.index(stage) :]:
         subprocess.run(["rm", "-r", f"runs/tiny/stages/{name}"], check=True)
     subprocess.run(["rm", "-r", "runs/tiny/final", "runs/tiny/report"], check=True)
-    killed = subprocess.run([sys.executable, "-c", KILLED, "tiny.yaml", phase, str(count)], capture_output=True, text=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, "tiny.yaml", phase, str(count)], capture_output=True, text=True
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (desk / f"runs/tiny/stages/{stage}.partial").is_dir()
     again = subprocess.run([sys.executable, "-m", "compressor", "tiny.yaml"], capture_output=True, text=True)
@@ -246,7 +259,10 @@ def test_recipe_mistakes_leave_no_run_directory(desk):
     [
         ("", "empty"),
         ("review,stars\nthe film is warm,good\nthis one was bright,good\nthe actors,good\n", "two classes"),
-        ("review,stars\nнеплохой фильм,good\nскучная история,bad\nочень плохо сделано,bad\nотлично снято,good\n", "token"),
+        (
+            "review,stars\nнеплохой фильм,good\nскучная история,bad\nочень плохо сделано,bad\nотлично снято,good\n",
+            "token",
+        ),
     ],
     ids=["empty", "one class", "script"],
 )

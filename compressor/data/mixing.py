@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -103,9 +102,18 @@ class MixedBatches:
             torch.arange(len(item)) >= len(item.labelled),
         )
 
-    def pool_rows(self, epochs: float) -> NDArray[np.int64]:
-        """Positions of the unlabelled rows that so many epochs will draw, ascending, each once."""
-        return np.unique(self._drawn(0, math.ceil(epochs) * self.unlabelled_per_epoch))
+    def rows_used(self, steps: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positions of the labelled and of the unlabelled rows in the first `steps` batches, ascending, each once."""
+        labelled: set[int] = set()
+        unlabelled: set[int] = set()
+        epoch = 0
+        while steps > 0:
+            for item in self.plan(epoch)[:steps]:
+                labelled.update(item.labelled)
+                unlabelled.update(item.unlabelled)
+            steps -= self.steps_per_epoch(epoch)
+            epoch += 1
+        return np.array(sorted(labelled), dtype=np.int64), np.array(sorted(unlabelled), dtype=np.int64)
 
     def _drawn(self, start: int, stop: int) -> NDArray[np.int64]:
         """Pool positions from place `start` to `stop` of an endless walk: one seeded permutation after another."""

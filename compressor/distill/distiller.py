@@ -28,7 +28,7 @@ from compressor.distill.terms import Teaching, Term, make_projections, term_pair
 from compressor.errors import InputError
 from compressor.evaluate.metrics import score
 from compressor.model.encoders import load_model, save_model, shapes
-from compressor.model.manifest import teacher_labels
+from compressor.model.manifest import config_labels, read_config, teacher_labels
 from compressor.model.settings import Student
 from compressor.model.student import make_student
 from compressor.settings import parse_bytes
@@ -229,12 +229,13 @@ class Distiller:
             names = teacher_labels(folder)
             data = open_data(self.data, teacher_labels=names)
             encoder = open_encoder(folder, data.max_tokens)
-            teacher = load_model(folder, labels=data.labels if names is not None else None)
-            if int(teacher.config.num_labels) != len(data.labels):
+            answered = config_labels(read_config(folder))
+            if len(answered) != len(data.labels):  # load_model would draw a new, untrained head
                 raise InputError(
-                    f"the teacher in {folder} answers {teacher.config.num_labels} classes, the rows have "
+                    f"the teacher in {folder} answers {len(answered)} classes ({', '.join(answered)}), the rows have "
                     f"{len(data.labels)} ({', '.join(data.labels)}); give a teacher of these classes"
                 )
+            teacher = load_model(folder, labels=data.labels if names is not None else None)
             wanted = self.mix.unlabelled is not None and self.mix.unlabelled.ratio > 0 and len(data.unlabelled) > 0
             self._ready = _Ready(
                 folder=folder,
@@ -293,10 +294,8 @@ class Distiller:
         if self.mix.augment.mask:
             self._tell(Decision("cache", "live", "augment.mask gives the teacher another view of a row at every step"))
             return live
-        pools, used = [ready.labelled], [np.arange(len(ready.labelled), dtype=np.int64)]
-        if ready.pool is not None:
-            pools.append(ready.pool)
-            used.append(mixed.pool_rows(_epochs(steps, mixed.steps_per_epoch)))
+        pools = [ready.labelled] if ready.pool is None else [ready.labelled, ready.pool]
+        used = mixed.rows_used(steps)[: len(pools)]
         cached = open_cache(
             live, pools, used, folder=folder, budget=self.budget, key=ready.digest, progress=self.progress
         )
@@ -327,15 +326,6 @@ class Distiller:
     def _tell(self, decision: Decision) -> None:
         if self.decide is not None:
             self.decide(decision)
-
-
-def _epochs(steps: int, batches: Callable[[int], int]) -> int:
-    """Epochs that so many steps touch."""
-    epoch = 0
-    while steps > 0:
-        steps -= batches(epoch)
-        epoch += 1
-    return epoch
 
 
 def _vocabulary(folder: Path) -> object:

@@ -8,6 +8,7 @@ The one pass over the rows is sorted by length, without gradients, in larger bat
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -159,7 +160,12 @@ def open_cache(
     tokens = int(lengths[chosen].sum())
     size = cache_size(rows=len(lengths), tokens=tokens, classes=classes, layers=len(live.layers), hidden=sizes.hidden)
     shape = (tokens, len(live.layers), sizes.hidden) if live.layers and size.fits(budget) else None
-    note = {"key": key, "layers": list(live.layers), "shape": shape and list(shape), "rows": [len(u) for u in used]}
+    note = {
+        "key": key,
+        "layers": list(live.layers),
+        "shape": shape and list(shape),
+        "rows": [_digest(rows) for rows in used],
+    }
     if _note(folder) != note:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -172,6 +178,10 @@ def open_cache(
         None if shape is None else np.memmap(folder / HIDDEN, np.float16, "r", shape=shape),
         labelled_rows=len(pools[0]),
     )
+
+
+def _digest(rows: NDArray[np.int64]) -> str:
+    return hashlib.sha256(rows.tobytes()).hexdigest()
 
 
 def _fill(

@@ -65,9 +65,7 @@ class Pruner:
         self.progress = progress
         self.decide = decide or (lambda _decision: None)
 
-    def fit(
-        self, out: Path, *, work: Path | None = None, accept: Callable[[Path], Outcome] | None = None
-    ) -> Path:
+    def fit(self, out: Path, *, work: Path | None = None, accept: Callable[[Path], Outcome] | None = None) -> Path:
         """The folder `out` with the pruned model.
 
         Args:

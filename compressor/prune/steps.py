@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from compressor.distill.settings import DEFAULT_MATCH
 from compressor.errors import GateError, InputError
 from compressor.model.encoders import load_model, save_model, shapes
 from compressor.model.footprint import macs, parameters
+from compressor.model.importance import Scores
 from compressor.model.manifest import read_manifest
 from compressor.model.surgery import Kept, cut, keep_all
 from compressor.prune.schedule import Choice, Kind, Prices, choose, floor, kept_share, prices_for
@@ -128,9 +129,7 @@ class Run:
         step, plan = standing.step + 1, self.plan
         share = kept_share(self.share, step=step, steps=plan.steps)
         before = shapes(standing.model)
-        scores = score_parts(
-            standing.model, plan.remove, self.sample, seed=plan.seed + step, progress=plan.progress
-        )
+        scores = score_parts(standing.model, plan.remove, self.sample, seed=plan.seed + step, progress=plan.progress)
         choice = choose(
             before,
             scores,
@@ -143,12 +142,12 @@ class Run:
         model = cut(standing.model, choice.kept)
         origin = renumber(standing.origin, choice.kept)
         following = Standing(model, step, origin, choice.lost)
-        self._decide_step(standing, following, choice, scores_of=self.sample.source)
+        self._decide_step(standing, following, choice, scores)
         if plan.recover is not None:
             following.model = self._recovered(model, step)
         return following
 
-    def _decide_step(self, standing: Standing, following: Standing, choice: Choice, *, scores_of: str) -> None:
+    def _decide_step(self, standing: Standing, following: Standing, choice: Choice, scores: Scores) -> None:
         after = shapes(following.model)
         criteria = {kind: getattr(self.plan.remove, kind) for kind in sorted(self.plan.kinds)}
         self.plan.decide(
@@ -159,13 +158,12 @@ class Run:
                     "layers": _layer_table(following.origin),
                     self.quantity: self.prices.total(after.layers),
                 },
-                because=f"least score per {self.quantity} by {criteria}, {scores_of}; at most "
+                because=f"least score per {self.quantity} by {criteria}, {self.sample.source}; at most "
                 f"{self._budget(kept_share(self.share, step=following.step, steps=self.plan.steps))} may remain",
-                candidates={"heads": [len(each) for each in standing.origin.heads],
-                            "ffn": [len(each) for each in standing.origin.neurons]},
+                candidates=_score_table(standing.origin.layers, scores),
                 cost={"score": choice.lost},
             )
-        )  # fmt: skip
+        )
         for verdict in choice.layers:
             self.plan.decide(
                 Decision(
@@ -304,3 +302,15 @@ def _layer_table(origin: Kept) -> list[dict[str, Any]]:
         {"layer": index, "heads": list(origin.heads[index]), "ffn": len(origin.neurons[index])}
         for index in origin.layers
     ]
+
+
+def _score_table(layers: Sequence[int], scores: Scores) -> list[dict[str, Any]]:
+    """One entry a layer of the model that is cut: each head's score, the least and the mean of its neurons' scores."""
+    table: list[dict[str, Any]] = []
+    for place, layer in enumerate(layers):
+        neurons = scores.neurons[place]
+        least, mean = (float(neurons.min()), float(neurons.mean())) if len(neurons) else (None, None)
+        heads = [float(f"{score:.4g}") for score in scores.heads[place].tolist()]
+        whole = float(scores.layers[place])
+        table.append({"layer": layer, "score": whole, "heads": heads, "ffn_least": least, "ffn_mean": mean})
+    return table

@@ -1,16 +1,61 @@
-"""Plots as inline SVG that follow the page's colours: score against time (or size), and lines over steps."""
+"""Plots as inline SVG that follow the page's colours: score against time (or size), and lines over steps.
+
+Matplotlib draws them. It is imported when the first plot is drawn, and its settings are as before afterwards.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
+from io import BytesIO
+from typing import TYPE_CHECKING
 
 from compressor.report.model import Report, SubjectRow
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 24, 20, 52
+NAME_LENGTH = 40  # characters beside a mark; its tooltip has the whole name
+COLOURS = {  # as drawn, and where the page's CSS lacks the variable
+    "text": "#1b1f24",
+    "dim": "#59636e",
+    "line": "#d5dae0",
+    "ink-0": "#2f6fde",
+    "ink-1": "#c2571a",
+    "ink-2": "#1f8a5b",
+    "ink-3": "#9a4fc4",
+    "ink-4": "#b0860b",
+    "ink-5": "#c43a6f",
+}
+INKS = tuple(colour for name, colour in COLOURS.items() if name.startswith("ink-"))
+SETTINGS = {
+    "svg.fonttype": "none",  # text stays text: the reader's fonts show what DejaVu has no glyphs for
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "font.family": "DejaVu Sans",  # ships with matplotlib; measures the labels, the page's own font shows them
+    "font.size": 13,
+    "figure.facecolor": "none",
+    "figure.constrained_layout.w_pad": 0.15,  # inches
+    "figure.constrained_layout.h_pad": 0.15,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelcolor": COLOURS["dim"],
+    "axes.labelsize": 13,
+    "grid.color": COLOURS["line"],
+    "grid.linewidth": 1,
+    "text.color": COLOURS["text"],
+    "xtick.labelcolor": COLOURS["dim"],
+    "ytick.labelcolor": COLOURS["dim"],
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+}
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
 
 @dataclass(frozen=True)
@@ -65,114 +110,139 @@ def scatter(points: Sequence[Point], *, x_name: str, y_name: str) -> str:
     x_low, x_high = min(point.x[1] for point in points) / 1.4, max(point.x[2] for point in points) * 1.6
     y_low, y_high = min(point.y[1] for point in points), max(point.y[2] for point in points)
     margin = max(0.08 * (y_high - y_low), 0.5)
-    y_low, y_high = y_low - margin, y_high + margin
+    name = f"{y_name} against {x_name}"
+    with _settings(name):
+        from matplotlib.ticker import LogLocator, NullLocator
 
-    def place_x(value: float) -> float:
-        share = math.log(value / x_low) / math.log(x_high / x_low)
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
+        figure, axes = _blank(x_name, y_name)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if x_high < 1000 * x_low else (1,)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlim=(x_low, x_high), ylim=(y_low - margin, y_high + margin))
+        route = [point.x[0] for point in points], [point.y[0] for point in points]
+        axes.plot(*route, color=COLOURS["dim"], linewidth=1, linestyle=(0, (3, 5)), clip_on=False)
+        middle = (x_low * x_high) ** 0.5
+        for number, point in enumerate(points):
+            _mark(axes, point, number, to_the_left=point.x[0] > middle)
+        return _inline(figure, name, {f"mark-{number}": _tooltip(point) for number, point in enumerate(points)})
 
-    def place_y(value: float) -> float:
-        return HEIGHT - BOTTOM - (value - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
-    parts = _axes(
-        [(place_x(tick), f"{tick:g}") for tick in log_ticks(x_low, x_high)],
-        [(place_y(tick), f"{tick:g}") for tick in linear_ticks(y_low, y_high)],
-        x_name,
-        y_name,
+def _mark(axes: Axes, point: Point, number: int, *, to_the_left: bool) -> None:
+    """A point with its error bars and its name; the bars go from low to high wherever the point is."""
+    x, y, ink = point.x[0], point.y[0], INKS[number % len(INKS)]
+    for side, xs, ys in (("x", point.x[1:], (y, y)), ("y", (x, x), point.y[1:])):
+        axes.plot(xs, ys, color=ink, linewidth=1.5, clip_on=False, gid=f"bar-{side}-{number}")
+    axes.plot(x, y, "o", markersize=11, markeredgewidth=0, color=ink, clip_on=False, gid=f"mark-{number}")
+    axes.annotate(
+        point.name if len(point.name) <= NAME_LENGTH else point.name[: NAME_LENGTH - 1] + "…",
+        (x, y),
+        xytext=(-9 if to_the_left else 9, 9),
+        textcoords="offset points",
+        horizontalalignment="right" if to_the_left else "left",
+        in_layout=False,
     )
-    route = " ".join(f"{place_x(point.x[0]):.1f},{place_y(point.y[0]):.1f}" for point in points)
-    parts.append(f'<polyline class="route" points="{route}"/>')
-    for number, point in enumerate(points):
-        parts += _mark(point, number, place_x, place_y)
-    return _svg(parts, f"{y_name} against {x_name}")
 
 
-def _mark(point: Point, number: int, place_x: Callable[[float], float], place_y: Callable[[float], float]) -> list[str]:
-    """A point with its error bars and its name."""
-    x, left, right = (place_x(value) for value in point.x)
-    y, low, high = (place_y(value) for value in point.y)
-    name = escape(point.name)
-    shown = f"{name}: {point.x[0]:.3g}, {point.y[0]:.2f} ({point.y[1]:.2f} to {point.y[2]:.2f})"
-    side, anchor = (-9, "end") if x > 0.8 * WIDTH else (9, "start")
-    return [
-        f'<g class="mark m{number % 6}"><title>{shown}</title>',
-        f'<path d="M{left:.1f} {y:.1f}H{right:.1f}M{x:.1f} {low:.1f}V{high:.1f}"/>',
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>',
-        f'<text x="{x + side:.1f}" y="{y - 9:.1f}" text-anchor="{anchor}">{name}</text></g>',
-    ]
+def _tooltip(point: Point) -> str:
+    return f"{point.name}: {point.x[0]:.3g}, {point.y[0]:.2f} ({point.y[1]:.2f} to {point.y[2]:.2f})"
 
 
 def curves_plot(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Loss over the steps of each stage as SVG, each stage's steps over the whole width; empty without curves."""
+    """Loss over the steps of each stage as SVG, one line a stage from its first step; empty without curves."""
     series = {
-        name: [(float(point["step"]), float(point["loss"])) for point in points]
+        name: ([float(point["step"]) for point in points], [float(point["loss"]) for point in points])
         for name, points in curves.items()
         if len(points) > 1
     }
     if not series:
         return ""
-    highest = max(loss for points in series.values() for _, loss in points)
-    last = max(step for points in series.values() for step, _ in points)
-    lowest = min(0.0, min(loss for points in series.values() for _, loss in points))
-    height = (highest - lowest) or 1.0
-
-    def place(step: float, loss: float) -> str:
-        x = LEFT + step / (last or 1.0) * (WIDTH - LEFT - RIGHT)
-        y = HEIGHT - BOTTOM - (loss - lowest) / height * (HEIGHT - TOP - BOTTOM)
-        return f"{x:.1f},{y:.1f}"
-
-    x_ticks = [(float(place(tick, 0).split(",")[0]), f"{tick:g}") for tick in linear_ticks(0, last)]
-    y_ticks = [(float(place(0, tick).split(",")[1]), f"{tick:g}") for tick in linear_ticks(lowest, highest)]
-    parts = _axes(x_ticks, y_ticks, "step", "loss")
-    for number, (name, points) in enumerate(series.items()):
-        route = " ".join(place(step, loss) for step, loss in points)
-        parts.append(f'<g class="mark m{number % 6}"><title>{escape(name)}</title><polyline points="{route}"/>')
-        parts.append(
-            f'<text x="{WIDTH - RIGHT}" y="{TOP + 16 * (number + 1)}" text-anchor="end">{escape(name)}</text></g>'
-        )
-    return _svg(parts, "loss over the steps of each stage")
+    name = "loss over the steps of each stage"
+    with _settings(name):
+        figure, axes = _blank("step", "loss")
+        lines = [
+            axes.plot(steps, losses, color=INKS[number % len(INKS)], clip_on=False, gid=f"mark-{number}")[0]
+            for number, (steps, losses) in enumerate(series.values())
+        ]
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(0, max(1.0, *(step for steps, _ in series.values() for step in steps)))
+        axes.set_ylim(bottom=min(0.0, *(loss for _, losses in series.values() for loss in losses)))
+        axes.legend(lines, list(series), loc="upper right", frameon=False)
+        return _inline(figure, name, {f"mark-{number}": stage for number, stage in enumerate(series)})
 
 
-def linear_ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers from low to high, at most `most` of them.
+@contextmanager
+def _settings(salt: str) -> Iterator[None]:
+    """Matplotlib with our settings and none of the user's; ids in the SVG depend on the salt and on nothing else."""
+    import matplotlib
 
-    >>> linear_ticks(0, 10)
-    [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the reader's fonts have them
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**SETTINGS, "svg.hashsalt": salt})
+        yield
+
+
+def _blank(x_name: str, y_name: str) -> tuple[Figure, Axes]:
+    """An empty plot: a grid with numbers and the names of the axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")  # 72 SVG units an inch
+    axes = figure.add_subplot()
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.grid(clip_on=False)
+    axes.set(xlabel=x_name, ylabel=y_name)
+    axes.yaxis.set_major_formatter("{x:g}")
+    return figure, axes
+
+
+def _inline(figure: Figure, name: str, tooltips: Mapping[str, str]) -> str:
+    """The figure as one SVG element for an HTML page: as wide as its place, in the page's font and colours.
+
+    Without prolog, metadata and a style sheet (which would rule the whole page); the only ids are those that the
+    plot itself refers to. Groups that were drawn with a gid have it as their class, and their tooltip by it.
     """
-    if high <= low:
-        return [low]
-    size = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(size * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (size * factor) <= most - 1)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(number * step, 10) for number in range(first, last + 1)]
+    written = BytesIO()
+    figure.savefig(written, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    root = ElementTree.fromstring(written.getvalue())
+    used = {element.get(f"{XLINK}href", "").removeprefix("#") for element in root.iter()}
+    for parent in list(root.iter()):
+        for sheet in parent.findall(f"{SVG}style"):
+            parent.remove(sheet)
+    for element in list(root.iter()):
+        gid = element.get("id", "")
+        if gid not in used:
+            element.attrib.pop("id", None)
+        if gid.startswith(("mark-", "bar-")):
+            element.set("class", gid)
+        if gid in tooltips:
+            title = ElementTree.Element("title")
+            title.text = tooltips[gid]
+            element.insert(0, title)
+        if "style" in element.attrib:
+            element.set("style", _themed(element.attrib["style"]))
+        if target := element.attrib.pop(f"{XLINK}href", ""):
+            element.set("xlink:href", target)
+        element.tag = element.tag.removeprefix(SVG)
+    root.attrib = {
+        "xmlns": SVG.strip("{}"),
+        "xmlns:xlink": XLINK.strip("{}"),
+        "viewBox": root.attrib["viewBox"],
+        "width": "100%",
+        "role": "img",
+        "aria-label": name,
+        "style": "stroke-linejoin: round",
+    }
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten from low to high (both above 0).
+def _themed(style: str) -> str:
+    """A style with the page's variables for the drawn colours, and the page's font.
 
-    >>> log_ticks(0.4, 12)
-    [0.5, 1.0, 2.0, 5.0, 10.0]
+    >>> _themed("stroke: #d5dae0")
+    'stroke: var(--line, #d5dae0)'
     """
-    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    every = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
-    return [tick for tick in every if low <= tick <= high]
-
-
-def _axes(
-    x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]], x_name: str, y_name: str
-) -> list[str]:
-    bottom, middle = HEIGHT - BOTTOM, (HEIGHT - BOTTOM + TOP) / 2
-    parts = ['<g class="axis">']
-    for x, label in x_ticks:
-        parts.append(f'<path d="M{x:.1f} {TOP}V{bottom}"/><text x="{x:.1f}" y="{bottom + 18}">{label}</text>')
-    for y, label in y_ticks:
-        line = f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
-        parts.append(f'{line}<text class="y" x="{LEFT - 8}" y="{y + 4:.1f}">{label}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}">{escape(x_name)}</text>')
-    turned = f'<text transform="translate(16 {middle}) rotate(-90)">{escape(y_name)}</text>'
-    return [*parts, turned, "</g>"]
-
-
-def _svg(parts: Sequence[str], name: str) -> str:
-    head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}" xmlns="http://www.w3.org/2000/svg">'
-    return head + "".join(parts) + "</svg>"
+    for name, colour in COLOURS.items():
+        style = style.replace(colour, f"var(--{name}, {colour})")
+    return re.sub(r"'DejaVu Sans'[^;]*", "system-ui, sans-serif", style)

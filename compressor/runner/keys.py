@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from compressor.device import native_bf16
 from compressor.stage import Stage
 
 SCHEMA = 1
@@ -84,6 +85,7 @@ def key_parts(
         "seed": seed,
         "threads": threads,
         "device": device,
+        "conditions": {**stage.conditions(device), **({"bf16": native_bf16(device)} if stage.trains else {})},
         "smoke": smoke,
         "versions": library_versions(),
     }

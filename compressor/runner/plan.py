@@ -89,9 +89,7 @@ def plan(recipe: Recipe, out: Path, *, redo: Sequence[str] = ()) -> list[PlanLin
     return lines
 
 
-def _status(
-    chain: Chain, stage: Stage, before: str | None, redo: Sequence[str]
-) -> tuple[Literal["HIT", "MISS"], str]:
+def _status(chain: Chain, stage: Stage, before: str | None, redo: Sequence[str]) -> tuple[Literal["HIT", "MISS"], str]:
     key, parts = chain.key(stage, before)
     found = chain.directory.find_key(key)
     if stage.id in redo:
@@ -108,9 +106,7 @@ def _status(
     return "MISS", difference(earlier.get("key_parts"), parts) or "its record does not match its key"
 
 
-def _details(
-    stage: Stage, before: str | None, shapes: dict[str, Shape | None], prepared: Prepared
-) -> tuple[str, ...]:
+def _details(stage: Stage, before: str | None, shapes: dict[str, Shape | None], prepared: Prepared) -> tuple[str, ...]:
     """Lines on what a stage will be; also notes the shape of its output in `shapes`."""
     rows = len(prepared.data.train)
     if isinstance(stage, Teacher):
@@ -155,7 +151,9 @@ def _distill_details(stage: Distill, shapes: dict[str, Shape | None], prepared: 
         lines.append("layer pairs teacher:student " + " ".join(f"{one}:{other}" for one, other in pairs))
     data = prepared.data
     ratio = stage.mix.unlabelled.ratio if stage.mix.unlabelled and len(data.unlabelled) else 0.0
-    used = len(data.train) + min(len(data.unlabelled), round(_epochs(stage.train) * len(data.train) * ratio / (1 - ratio)))
+    used = len(data.train) + min(
+        len(data.unlabelled), round(_epochs(stage.train) * len(data.train) * ratio / (1 - ratio))
+    )
     layers = {one for one, _other in pairs}
     needed = used * (len(data.labels) * 4 + len(layers) * TOKENS_A_ROW * teacher.hidden * 2)
     limit = parse_bytes(stage.cache)

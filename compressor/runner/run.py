@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from compressor.device import cpu_name, machine_id, training_device, usable_threads
+from compressor.errors import GateError, InputError
 from compressor.recipe.recipe import Recipe
 from compressor.runner.chain import Chain, gate_references, stages_of, with_previous
 from compressor.runner.directory import Attempt, RunDirectory, append_decision, read_lines, write_json
 from compressor.runner.finish import Stop, finish
 from compressor.runner.keys import SCHEMA, library_versions, stage_settings
 from compressor.runner.prepare import Prepared, check_rows, prepare
-from compressor.runner.scoring import answers, class_ids, gate_judge
+from compressor.runner.scoring import answers, class_ids, gate_judge, gate_outcome
 from compressor.stage import Decision, Job, Outcome, Progress, Stage, silent
 
 Say = Callable[[str], None]
@@ -114,7 +117,10 @@ class _Making:
             else:
                 self._begin()
                 self.say(f"{stage.id}: {stage.verb}")
-                self._make(stage, before, key, parts)
+                try:
+                    self._make(stage, before, key, parts)
+                except GateError as refused:
+                    return Stop(stage.id, before, str(refused), "fail")
             record = chain.directory.record(stage.id) or {}
             chain.add(stage, key, record, before)
             gate = record.get("gate")
@@ -131,7 +137,8 @@ class _Making:
         self.begun = True
         check_rows(self.prepared)
         recipe, root = self.chain.recipe, self.chain.directory.root
-        shutil.copyfile(recipe.path, root / "recipe.yaml")
+        if recipe.path.resolve() != (root / "recipe.yaml").resolve():
+            shutil.copyfile(recipe.path, root / "recipe.yaml")
         (root / "recipe.resolved.yaml").write_text(recipe.resolved(), encoding="utf-8")
         write_json(root / "environment.json", environment(self.chain.threads))
         import torch
@@ -170,8 +177,8 @@ class _Making:
             )
         )
         self._score(stage, attempt)
-        outcome = judge(attempt.folder / "model") if judge else None
-        if outcome is not None and stage.gate is not None:
+        outcome = self._gate(stage, before, attempt)
+        if outcome is not None:
             because = Decision(
                 kind="gate", chosen=outcome.verdict, because=outcome.because, candidates=dict(outcome.values)
             )
@@ -181,17 +188,31 @@ class _Making:
     def _judge(self, stage: Stage, before: str | None, attempt: Attempt) -> Callable[[Path], Outcome] | None:
         if stage.gate is None:
             return None
-        against = {
-            metric: self.chain.folder(named) for metric, named in gate_references(stage, before).items()
-        }
         return gate_judge(
             stage.gate,
-            against=against,
+            against=self._against(stage, before),
             data=self.chain.data,
             threads=self.chain.threads,
             progress=self.progress,
             work=attempt.folder,
         )
+
+    def _gate(self, stage: Stage, before: str | None, attempt: Attempt) -> Outcome | None:
+        """How the finished stage's gate ends; None without one."""
+        if stage.gate is None:
+            return None
+        return gate_outcome(
+            stage.gate,
+            attempt.folder,
+            against=self._against(stage, before),
+            data=self.chain.data,
+            threads=self.chain.threads,
+            progress=self.progress,
+        )
+
+    def _against(self, stage: Stage, before: str | None) -> dict[str, Path]:
+        references = gate_references(stage, before).items()
+        return {metric: self.chain.folder(named) for metric, named in references}
 
     def _score(self, stage: Stage, attempt: Attempt) -> None:
         """metrics.json: every metric of the task on `select`, with its interval."""
@@ -225,8 +246,6 @@ def checkpoint_steps(stage: Stage) -> int | None:
 
 def environment(threads: int) -> dict[str, Any]:
     """Where a run took place, for environment.json."""
-    import platform
-
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -258,15 +277,11 @@ def _write_decisions(chain: Chain) -> None:
         if (folder := chain.directory.stage(stage.id)).is_dir()
         for line in read_lines(folder / "decisions.jsonl")
     ]
-    import json
-
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (chain.directory.root / "decisions.jsonl").write_text(text, encoding="utf-8")
 
 
 def _refuse_unknown(redo: Sequence[str], stages: Sequence[Stage]) -> None:
-    from compressor.errors import InputError
-
     known = [stage.id for stage in stages]
     for stage_id in redo:
         if stage_id not in known:

@@ -26,24 +26,44 @@ def onnx_folder(stage_folder: Path, *, data: DataSets, progress: Progress) -> Pa
 
 
 def answers(stage_folder: Path, part: str, *, data: DataSets, threads: int, progress: Progress) -> np.ndarray:
-    """Logits of a stage's model on `select` or `test`, shape (rows, classes), fp32; kept for the next time."""
+    """Logits of a stage's model on `select` or `test`, shape (rows, classes), fp32.
+
+    They are kept in `answers/` of the run by the digests of model and rows, so that one file is asked once.
+    """
     import numpy as np
 
     rows: Rows = getattr(data, part)
-    kept = stage_folder / f"{part}.npz"
-    wanted = rows.digest()
-    if kept.is_file():
-        with np.load(kept) as found:
-            if str(found["rows"]) == wanted:
-                return np.asarray(found["logits"], dtype=np.float32)
     folder = onnx_folder(stage_folder, data=data, progress=progress)
+    store = stage_folder.parent.parent / "answers"
+    kept = store / f"{model_digest(folder)[:32]}-{rows.digest()[:32]}.npy"
+    if kept.is_file():
+        return np.asarray(np.load(kept), dtype=np.float32)
     progress(f"score on {part}", 0, len(rows))
     logits = _logits(folder, rows, threads)
     progress(f"score on {part}", len(rows), len(rows))
-    partial = stage_folder / f"{part}.partial.npz"
-    np.savez(partial, logits=logits, rows=np.array(wanted))
+    store.mkdir(exist_ok=True)
+    partial = kept.with_suffix(".partial.npy")
+    np.save(partial, logits)
     partial.replace(kept)
     return logits
+
+
+def gate_outcome(
+    gate: Gate, stage_folder: Path, *, against: Mapping[str, Path], data: DataSets, threads: int, progress: Progress
+) -> Outcome:
+    """How a stage's own gate ends on its model's answers to `select`.
+
+    Args:
+        against: metric of each drop limit to the folder of the stage it is compared with.
+    """
+    return _judged(
+        gate,
+        answers(stage_folder, "select", data=data, threads=threads, progress=progress),
+        against,
+        data=data,
+        threads=threads,
+        progress=progress,
+    )
 
 
 def gate_judge(
@@ -63,8 +83,6 @@ def gate_judge(
     """
 
     def judged(model: Path) -> Outcome:
-        from compressor.evaluate.gates import judge
-
         if (model / "model.onnx").is_file():
             logits = _logits(model, data.select, threads)
         else:
@@ -72,13 +90,27 @@ def gate_judge(
             _export(model, folder, data=data, progress=progress)
             logits = _logits(folder, data.select, threads)
             shutil.rmtree(folder)
-        compared = {
-            metric: answers(folder, "select", data=data, threads=threads, progress=progress)
-            for metric, folder in against.items()
-        }
-        return judge(gate, logits, compared, data.select.labels, data.labels)
+        return _judged(gate, logits, against, data=data, threads=threads, progress=progress)
 
     return judged
+
+
+def _judged(
+    gate: Gate,
+    logits: np.ndarray,
+    against: Mapping[str, Path],
+    *,
+    data: DataSets,
+    threads: int,
+    progress: Progress,
+) -> Outcome:
+    from compressor.evaluate.gates import judge
+
+    compared = {
+        metric: answers(folder, "select", data=data, threads=threads, progress=progress)
+        for metric, folder in against.items()
+    }
+    return judge(gate, logits, compared, data.select.labels, data.labels)
 
 
 def class_ids(rows: Rows) -> np.ndarray:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from compressor.bench.timer import time_calls
 from compressor.data.encode import collate
 from compressor.errors import InputError
 from compressor.runtime.onnx import OnnxEngine
@@ -78,15 +79,7 @@ def _torch_call(model: Callable[..., Any], feed: dict[str, Any]) -> Callable[[],
 
 def answer(request: dict[str, Any], run: Sequence[Callable[[], object]]) -> dict[str, list[int]]:
     """Nanoseconds of each row asked for, after `warmup` untimed runs of the first ones."""
-    rows = [run[index] for index in request["rows"]]
-    for turn in range(int(request.get("warmup", 0)) if rows else 0):
-        rows[turn % len(rows)]()
-    taken = []
-    for call in rows:
-        before = time.perf_counter_ns()
-        call()
-        taken.append(time.perf_counter_ns() - before)
-    return {"ns": taken}
+    return {"ns": time_calls(lambda row: run[row](), request["rows"], warmup=int(request.get("warmup", 0)))}
 
 
 def _seconds_alive() -> float:

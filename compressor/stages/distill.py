@@ -32,7 +32,7 @@ class Distill(Stage):
     train: Train = Train()
     """Length and speed of training."""
     cache: ByteSize = "2GB"
-    """Disk for the teacher's answers and hidden states; layers that do not fit are computed at every step."""
+    """Disk for the teacher's answers and hidden states; where the states do not fit, all are computed at every step."""
 
     def references(self) -> Mapping[str, str | None]:
         """The teacher, and the student where `from` names one."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from compressor.device import has_vnni
 from compressor.quantize.settings import Choice, Scheme
 from compressor.stage import Job, Stage
 
@@ -20,13 +22,19 @@ class Quantize(Stage):
     choose: Choice = "most_accurate"
     """Which of those that pass the gate is kept; agreement with the input on `select` decides accuracy."""
 
+    def conditions(self, _device: str) -> Mapping[str, object]:
+        """Without VNNI the weights take 7 bits, so that products do not saturate."""
+        return {"vnni": has_vnni()}
+
     def run(self, job: Job) -> None:
         """Calls Quantizer as a user would."""
         from compressor.quantize.quantizer import Quantizer
 
+        model = job.inputs["model"]
+        exported = model.parent / "onnx"  # the runner's fp32 export of torch weights, made when they were scored
         falls_back = self.gate is not None and self.gate.otherwise == "fallback"
         Quantizer(
-            job.inputs["model"],
+            exported if (exported / "model.onnx").is_file() else model,
             data=job.data,
             try_=self.try_,
             choose=self.choose,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from compressor.train.settings import Train
 
@@ -62,19 +62,6 @@ def planned_steps(train: Train, batches: Callable[[int], int], *, limit: int | N
         if epochs > whole:
             total += round((epochs - whole) * batches(whole))
     return max(1, total if limit is None else min(total, limit))
-
-
-def epochs_done(step: int, lengths: Sequence[int]) -> float:
-    """Passes over the rows after so many steps, where `lengths` are the batches of each epoch so far.
-
-    >>> epochs_done(15, [10, 10])
-    1.5
-    """
-    for number, length in enumerate(lengths):
-        if step < length:
-            return number + step / length
-        step -= length
-    return float(len(lengths))
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {

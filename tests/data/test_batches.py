@@ -83,7 +83,12 @@ def test_the_pool_is_walked_whole_before_any_row_comes_again():
     source = mixed_batches(labelled, pool, mix_words.unlabelled(0.5), Train(), seed=3)
     drawn = [row for epoch in range(4) for item in source.plan(epoch) for row in item.unlabelled]
     assert len(drawn) == len(set(drawn)) == 240
-    assert sorted(drawn) == source.pool_rows(3.2).tolist()
+    steps = sum(source.steps_per_epoch(epoch) for epoch in range(4))
+    labelled_used, pool_used = source.rows_used(steps)
+    assert labelled_used.tolist() == list(range(60))
+    assert sorted(drawn) == pool_used.tolist()
+    first = source.plan(0)[0]
+    assert [used.tolist() for used in source.rows_used(1)] == [sorted(first.labelled), sorted(first.unlabelled)]
     again = [row for item in source.plan(4) for row in item.unlabelled]
     assert len(set(drawn) | set(again)) == 250
     laps = [row for epoch in range(25) for item in source.plan(epoch) for row in item.unlabelled]
@@ -128,7 +133,7 @@ def test_only_kept_rows_are_drawn_and_none_without_a_pool():
         plan = alone.plan(0)
         assert sorted(row for item in plan for row in item.labelled) == list(range(60))
         assert not any(item.unlabelled for item in plan)
-        assert alone.pool_rows(5).size == 0
+        assert alone.rows_used(len(plan))[1].size == 0
 
 
 def test_a_batch_says_which_rows_it_holds_and_which_have_labels():

@@ -109,7 +109,7 @@ def test_a_killed_distillation_ends_with_the_same_file(kind: str, teacher: Path,
     resumed = distiller(teacher, **KINDS[kind]).fit(tmp_path / "killed")
     assert weights(whole) == weights(resumed)
     rows = [json.loads(line) for line in (resumed / "steps.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if row["attempt"] == 2][0] == 6
+    assert next(row["step"] for row in rows if row["attempt"] == 2) == 6
     assert set(rows[0]["terms"]) == {"logits", "labels", "hidden"}
 
 
@@ -132,7 +132,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mix none": {"mix": Mix()},
     "mix ratio": {"mix": {"unlabelled": {"ratio": 0.2}}},
     "mix weight": {"mix": {"unlabelled": {"weight": 0.1}}},
-    "mix keep": {"mix": {"unlabelled": {"keep": {"confidence": 0.999}}}},
+    "mix keep": {"mix": {"unlabelled": {"keep": {"confidence": 1.0}}}},
     "mix mask": {"mix": {"unlabelled": {}, "augment": {"mask": 0.3}}},
     "train": {"train": {**SHORT, "learning_rate": 2e-3}},
     "seed": {"seed": 18},

@@ -52,5 +52,5 @@ def test_a_layer_that_is_not_there_is_refused(text: str, message: str) -> None:
 
 
 def test_a_named_map_to_a_deeper_student_is_refused() -> None:
-    with pytest.raises(InputError, match="at most the teacher's 2 layers .got 3.; write pairs"):
+    with pytest.raises(InputError, match=r"at most the teacher's 2 layers \(got 3\); write pairs"):
         layer_pairs("uniform", 2, 3)

@@ -71,7 +71,7 @@ class Lesson:
 def batch_of(pools: tuple[Pool, Pool], labelled: list[int], unlabelled: list[int]) -> Batch:
     source = mixed_batches(
         *pools, Mix(unlabelled=Unlabelled()), type("T", (), {"batch_rows": 4, "batch_tokens": None})(), seed=1
-    )  # noqa: E501
+    )
     return source.make(BatchPlan(tuple(labelled), tuple(unlabelled)))
 
 

@@ -162,8 +162,9 @@ def test_recorded_layers_are_those_transformers_reports(tiny_classifier: Path):
 
 
 def test_recording_a_layer_that_is_not_there_is_refused(tiny_classifier: Path):
-    with pytest.raises(InputError, match=r"no layer 3: the model has layers 0 .embeddings. to 2"), record_hidden(
-        load_model(tiny_classifier), layers=[1, 3]
+    with (
+        pytest.raises(InputError, match=r"no layer 3: the model has layers 0 .embeddings. to 2"),
+        record_hidden(load_model(tiny_classifier), layers=[1, 3]),
     ):
         pass
 

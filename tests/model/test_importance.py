@@ -30,9 +30,7 @@ class Batch:
 
 def make_model() -> PreTrainedModel:
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
-    )
+    config = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
     model = BertForSequenceClassification(config)
     for weight in model.parameters():
         weight.data.add_(torch.randn_like(weight) * 0.15)

@@ -22,9 +22,7 @@ def make_teacher(layers: int = 6) -> PreTrainedModel:
     return BertForSequenceClassification(config).eval()
 
 
-@pytest.mark.parametrize(
-    ("init", "chosen"), [("uniform", [1, 3, 5]), ("first", [0, 1, 2]), ("last", [3, 4, 5])]
-)
+@pytest.mark.parametrize(("init", "chosen"), [("uniform", [1, 3, 5]), ("first", [0, 1, 2]), ("last", [3, 4, 5])])
 def test_a_student_of_the_same_width_is_the_chosen_layers_of_the_teacher(init: str, chosen: list[int]):
     teacher = make_teacher()
     student = make_student(teacher, Student(layers=3, init=Init(layers=init)), seed=1)

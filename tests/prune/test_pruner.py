@@ -73,6 +73,7 @@ def test_decisions_name_what_is_left_in_the_inputs_numbering(tmp_path: Path, tin
     cuts = [decision for decision in said if decision.kind == "cut"]
     assert [decision.chosen["step"] for decision in cuts] == [1, 2, 3]
     assert any(decision.kind == "layer" for decision in said)
+    assert [len(layer["heads"]) for layer in cuts[0].candidates] == [4, 4]
     final = said[-1]
     assert final.kind == "pruned"
     whole, small = load_model(tiny_classifier), load_model(out)
@@ -132,9 +133,7 @@ def test_a_broken_gate_keeps_the_step_before_and_says_what_the_next_would_have_c
         load_model(folder)
         return outcome(passed=len(judged) < 3)
 
-    pruner = Pruner(
-        tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.3x"}, steps=4, decide=said.append
-    )
+    pruner = Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.3x"}, steps=4, decide=said.append)
     out = pruner.fit(tmp_path / "pruned", accept=accept)
     (back,) = [decision for decision in said if decision.kind == "backtrack"]
     assert len(judged) == 3

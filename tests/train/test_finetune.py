@@ -86,7 +86,7 @@ def test_a_killed_finetuning_ends_with_the_same_file(tiny_bert: Path, tmp_path: 
     resumed = Finetuner(tiny_bert, data=reviews(), train=TRAIN).fit(tmp_path / "killed")
     assert weights(whole) == weights(resumed)
     rows = [json.loads(line) for line in (resumed / "steps.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if row["attempt"] == 2][0] == 29
+    assert next(row["step"] for row in rows if row["attempt"] == 2) == 29
 
 
 def test_the_seed_decides(tiny_bert: Path, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_early_stopping_scores_select_by_the_tasks_metric(tiny_bert: Path, tmp_p
     out = finetuner.fit(tmp_path / "a")
     assert finetuner.fitted is not None
     assert finetuner.fitted.best_score == pytest.approx(score_of(out, reviews()))
-    with pytest.raises(InputError, match="scoring macro_f1 needs score=compressor.evaluate.metrics.score"):
+    with pytest.raises(InputError, match=r"scoring macro_f1 needs score=compressor\.evaluate\.metrics\.score"):
         Finetuner(tiny_bert, data=reviews(metric="macro_f1"), train=train).fit(tmp_path / "b")
     asked = []
 

@@ -144,11 +144,11 @@ def test_a_training_killed_at_any_step_ends_with_the_same_bits(kind: str, tmp_pa
         assert again.attempts == 2
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", ["plain", "both"])
 def test_a_training_killed_twice_ends_with_the_same_bits(kind: str, tmp_path: Path) -> None:
     whole, fitted = train_toy(tmp_path / "whole", KINDS[kind])
     for first, second in itertools.combinations(range(1, fitted.steps), 2):
-        if (first + second) % 5:
+        if (first * second) % 14:
             continue
         work = tmp_path / f"killed{first}-{second}"
         for step in (first, second):
@@ -207,7 +207,7 @@ def test_checkpoints_are_safetensors_and_json_alone(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     train_toy(tmp_path, PLAIN)
-    with pytest.raises(InputError, match="another training .* delete it to train from the start"):
+    with pytest.raises(InputError, match=r"another training .* delete it to train from the start"):
         train_toy(tmp_path, PLAIN.model_copy(update={"learning_rate": 0.1}))
     with pytest.raises(InputError, match="another training"):
         train_toy(tmp_path, PLAIN, seed=6)
@@ -436,11 +436,9 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
 
 
 def test_early_stopping_without_a_score_is_refused(tmp_path: Path) -> None:
+    train = KINDS["early_stop"]
     with pytest.raises(InputError, match="early_stop needs a score"):
-        fit(
-            toy_model(), Toy(), toy_loss, train=KINDS["early_stop"], seed=5, device="cpu", work=tmp_path, progress=silent,
-            what="toy",
-        )  # fmt: skip
+        fit(toy_model(), Toy(), toy_loss, train=train, seed=5, device="cpu", work=tmp_path, progress=silent, what="toy")
 
 
 def test_extra_modules_are_trained_clipped_and_resumed(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from compressor.train.schedules import SCHEDULES, epochs_done, planned_steps, rate_factor, warmup_steps
+from compressor.train.schedules import SCHEDULES, planned_steps, rate_factor, warmup_steps
 from compressor.train.settings import Train
 
 
@@ -59,11 +59,6 @@ def test_warmup_is_rounded_up() -> None:
     assert warmup_steps(3, 0.1) == 1
     assert warmup_steps(100, 0.1) == 10
     assert warmup_steps(10, 0.0) == 0
-
-
-def test_epochs_done_counts_shares() -> None:
-    assert epochs_done(0, [4, 4]) == 0
-    assert epochs_done(6, [4, 4]) == 1.5
 
 
 def test_schedules_load_nothing_heavy() -> None:
