@@ -2,8 +2,8 @@
 
     python benchmarks/quickstart.py [--out DIR]
 
-Runs recipes/quickstart.yaml in a new directory, runs it again, then makes the 2,000 test rows from the package's file by
-itself (SHA-256 of each text, ascending), lets final/predict.py answer them in a process in which torch, transformers and
+Runs recipes/quickstart.yaml in a new directory, and again. Then makes the 2,000 test rows from the package by itself
+(SHA-256 of each text, ascending), lets final/predict.py answer them in a process in which torch, transformers and
 compressor cannot be imported, and writes benchmarks/results/quickstart.json.
 """
 
