@@ -70,6 +70,19 @@ def predict(final: Path, rows: list[tuple[str, str]]) -> tuple[float, float]:
     return sum(answer == label for answer, (_, label) in zip(answers, rows, strict=True)) / len(rows), seconds
 
 
+def sentence(result: dict) -> str:
+    """The README's sentence about a result of this script."""
+    drop, ratio, machine = result["final_drop"], result["final_p50_ratio"], result["machine"]
+    return (
+        f"On {result['threads']} cores of {machine['cpu']} it took {result['seconds']:.0f} s: "
+        f"the teacher scores {100 * result['teacher_accuracy']['value']:.1f} % on 2,000 test rows, "
+        f"the final model {100 * result['final_accuracy']['value']:.1f} % ({100 * drop['value']:.1f} pp less, "
+        f"{100 * drop['low']:.1f} to {100 * drop['high']:.1f}), in {result['final_bytes'] / 1e6:.1f} MB and "
+        f"{ratio['value']:.2f}x of the teacher's time a row ({ratio['low']:.2f} to {ratio['high']:.2f}), both on "
+        "onnxruntime."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=None, help="an empty or missing directory")
@@ -84,6 +97,7 @@ def main() -> None:
     result = {
         "command": "python benchmarks/quickstart.py",
         "seconds": round(first, 1),
+        "threads": final["latency"][0]["threads"],
         "seconds_by_stage": stages,
         "second_run_seconds": round(second, 2),
         "load_average_after": os.getloadavg(),
@@ -103,7 +117,7 @@ def main() -> None:
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key not in ("subjects", "machine")}, indent=1))
+    print(sentence(result))
 
 
 if __name__ == "__main__":

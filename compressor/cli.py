@@ -238,16 +238,22 @@ def recipe_command(
 
         loaded = Recipe.load(recipe, sets or ())
         _refuse_unknown_stages(loaded, redo or ())
-    from compressor.runner.run import default_out
+        from compressor.runner.run import default_out
 
-    if smoke:
-        loaded = loaded.smoke()
-    folder = default_out(loaded) if out is None else out.with_name(out.name + "-smoke") if smoke else out
+        if smoke:
+            loaded = loaded.smoke()
+        folder = default_out(loaded) if out is None else _smoky(out) if smoke else out
     if plan:
         with Ending():
             _show_plan(loaded, folder, redo or (), as_json=as_json)
         return
     _run(loaded, folder, redo or (), quiet=quiet, as_json=as_json)
+
+
+def _smoky(out: Path) -> Path:
+    """The directory of a smoke run, beside that of the real one."""
+    real = out.resolve() if out.name in ("", "..") else out
+    return real.with_name(f"{real.name}-smoke")
 
 
 def _refuse_no_recipe(recipe: Path) -> None:

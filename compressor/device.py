@@ -191,8 +191,9 @@ def machine_id() -> str:
 
 
 def training_device() -> str:
-    """`gpu` where an NVIDIA driver is loaded and torch is not a CPU build, else `cpu`; does not load torch."""
+    """`gpu` where an NVIDIA device is visible and torch is not a CPU build, else `cpu`; does not load torch."""
     import importlib.metadata
 
-    driver = Path("/proc/driver/nvidia/version").exists()
-    return "gpu" if driver and not importlib.metadata.version("torch").endswith("+cpu") else "cpu"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    there = Path("/proc/driver/nvidia/version").exists() and Path("/dev/nvidiactl").exists() and not hidden
+    return "gpu" if there and not importlib.metadata.version("torch").endswith("+cpu") else "cpu"

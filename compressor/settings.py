@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 Integer = Annotated[int, Field(strict=True)]
 Real = Annotated[float, Field(strict=True)]
@@ -36,6 +36,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True, allow_inf_nan=False
     )
+
+
+def mistakes(problem: ValidationError, name: str) -> str:
+    """What pydantic refused, one line each: the dotted place below `name`, what is wrong, the value given."""
+    lines = []
+    for each in problem.errors():
+        what = each["msg"].removeprefix("Value error, ")
+        if each["type"] == "extra_forbidden":
+            what = "is not a setting"
+        given = "" if "(got " in what else f" (got {each['input']!r:.60})"
+        lines.append(f"{'.'.join([name, *map(str, each['loc'])])}: {what}{given}")
+    return "\n".join(lines)
 
 
 class Ramp(Settings):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from compressor.settings import LimitText, Settings, Word
+from compressor.errors import InputError
+from compressor.settings import LimitText, Settings, Word, mistakes
+
+Schema = TypeVar("Schema")
 
 Progress = Callable[[str, int, int | None], None]
 """Called with (what is being done, how much is done, how much there is or None); must return quickly."""
@@ -17,6 +20,18 @@ Progress = Callable[[str, int, int | None], None]
 
 def silent(_what: str, _done: int, _total: int | None) -> None:
     """A Progress that shows nothing."""
+
+
+def settings_of(schema: type[Schema] | TypeAdapter[Schema], value: object, name: str) -> Schema:
+    """The settings, from themselves or a mapping as in a recipe; InputError with one line for each mistake.
+
+    Args:
+        name: what the settings are called in the message, such as `train`.
+    """
+    try:
+        return (schema if isinstance(schema, TypeAdapter) else TypeAdapter(schema)).validate_python(value)
+    except ValidationError as problem:
+        raise InputError(mistakes(problem, name)) from problem
 
 
 class ScoreLimit(Settings):
@@ -40,6 +55,10 @@ class Gate(Settings):
     """Makes the gate a one-sided non-inferiority test at this confidence; null decides on the point estimate."""
     undecided: Literal["pass", "fail"] = "pass"
     """What counts when the test cannot decide."""
+
+    def model_post_init(self, _context: object) -> None:
+        if not self.limits:
+            raise ValueError("needs a limit such as accuracy: {drop: '<= 0.8pp'}")
 
     @property
     def limits(self) -> dict[str, ScoreLimit | str]:
@@ -86,8 +105,6 @@ class Job:
     decide: Callable[[Decision], None]
     gate: Callable[[Path], Outcome] | None
     """Scores a model folder on `select` and holds it against this stage's gate; None without a gate."""
-    base: Path
-    """Folder that relative paths of the recipe start from."""
     smoke: bool = False
 
 
@@ -97,10 +114,14 @@ class Stage(Settings):
     revision: ClassVar[int] = 1
     """Raised when the same settings would give another output."""
     verb: ClassVar[str]
+    rows_read: ClassVar[tuple[str, ...]] = ("train", "select", "unlabelled")
+    """Parts of the rows that decide the output, beside the texts of test, which are kept out of all others."""
     outputs: ClassVar[tuple[str, ...]] = ("model",)
     """What `run` promises to leave under `job.out`."""
     trains: ClassVar[bool] = False
     """True when an interrupted run goes on from its checkpoint; else it starts again."""
+    gate_actions: ClassVar[tuple[str, ...]] = ("fail", "skip", "warn")
+    """What may happen when the gate is broken."""
 
     id: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
     """Name of the stage, unique in the recipe; its folder's name."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from conftest import make_reviews
+from tiny import make_reviews
 
 TEXTS = [text for text, _ in make_reviews(40, seed=5)]
 STOCK = [(4, 64), (4, 64)]

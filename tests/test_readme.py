@@ -80,3 +80,14 @@ def test_no_public_name_is_shadowed_by_a_file():
     for name in compressor.__all__:
         assert not (ROOT / "compressor" / name).exists()
         assert not (ROOT / "compressor" / f"{name}.py").exists()
+
+
+def test_the_figures_of_the_quickstart_are_those_of_the_kept_benchmark():
+    import json
+    import runpy
+
+    result = json.loads((ROOT / "benchmarks/results/quickstart.json").read_text())
+    sentence = runpy.run_path(str(ROOT / "benchmarks/quickstart.py"))["sentence"](result)
+    assert sentence in " ".join(README.split())
+    assert result["seconds"] <= 360
+    assert result["verdict"] == "pass"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from compressor.data.labels import order_problem, parse_bins
-from compressor.data.readers import head_names, place_of
+from compressor.data.readers import format_of, head_names, place_of
 from compressor.data.settings import Column, Data, Label
 from compressor.data.source_rows import label_column, text_columns_of
 from compressor.data.split import split_problems
@@ -70,13 +70,15 @@ def _source_problems(key: str, source: RowFile, data: Data, base: Path, *, label
             return
         texts = text_columns_of(data)
         label = label_column(data)
+        if format_of(source, path) == "txt":
+            if labelled or len(texts) > 1:
+                yield key, f"{source.path}: a txt file has one column, a text a line; say its format: if it has more"
+            return
         names = head_names(path, source, [*texts, label] if labelled else texts)
     except InputError as problem:
         yield key, str(problem)
         return
     if names is None:
-        if labelled or len(texts) > 1:
-            yield key, f"{source.path}: a txt file has one column, a text a line; say its format: if it has more"
         return
     wanted: list[tuple[str, Column]] = [("text", column) for column in texts]
     if labelled:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import InputError
+from compressor.sources.encoding import lines_of, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,6 +30,17 @@ UNKNOWN_SHARE_LIMIT = 0.5
 
 OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 """Model types whose first position is the padding id plus one."""
+
+WORDPIECE_CLASSES = frozenset({"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"})
+"""Tokenizer classes, Fast or not, that vocab.txt and the settings say wholly."""
+
+BERT_TOKENS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,12 @@ class Encoder:
     special_ids: tuple[int, ...]
 
     def encode(self, texts: Sequence[Text]) -> Encoded:
-        """The texts as ids; a row over `max_tokens` is cut (of a pair the longer text first) and counted."""
+        """The texts as ids; a row over `max_tokens` is cut (of a pair the longer text first) and counted.
+
+        A pair is a tuple of two texts, or a list as JSON has it. Raises InputError with the number of a row that is
+        neither text nor pair.
+        """
+        texts = [tuple(text) if isinstance(text, list) else text for text in texts]
         ids: list[NDArray[np.int32]] = []
         types: list[NDArray[np.int32]] = []
         truncated = unknown = total = 0
@@ -92,7 +109,7 @@ class Encoder:
             return list(self.tokenizer.encode_batch(list(texts)))
         except (TypeError, UnicodeEncodeError) as problem:
             for place, text in enumerate(texts, start=start):
-                parts = text if isinstance(text, tuple) else (text,)
+                parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
                 if not all(isinstance(part, str) and _is_whole(part) for part in parts):
                     raise InputError(
                         f"row {place} (from 0) is no text that can be encoded: {text!r:.60}; give a string, or a "
@@ -104,21 +121,13 @@ class Encoder:
 def open_encoder(folder: Path, max_tokens: int) -> Encoder:
     """The tokenizer of a model folder, cutting rows at `max_tokens` (special tokens included).
 
-    Raises: InputError where there is no tokenizer.json, it cannot be read, or the model has fewer positions.
-    """
-    from tokenizers import Tokenizer
+    Read from tokenizer.json, or made from the vocab.txt of a BERT.
 
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise InputError(
-            f"{folder} holds no tokenizer.json; open the model once with transformers' AutoTokenizer and save it there "
-            "with save_pretrained"
-        )
-    if not isinstance(_read_json(file).get("model"), dict):
-        raise InputError(f"{file} describes no tokenizer: it has no `model`; save it again with save_pretrained")
-    tokenizer = Tokenizer.from_file(str(file))
+    Raises: InputError where there is neither, one cannot be read, or the model has fewer positions.
+    """
     settings = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
     config = _read_json(folder / "config.json")
+    tokenizer = _open_tokenizer(folder, {"tokenizer_class": config.get("tokenizer_class"), **settings})
     pad_id = _pad_id(tokenizer, settings, config)
     limit = _positions(config, pad_id)
     if limit is not None and max_tokens > limit:
@@ -134,6 +143,53 @@ def open_encoder(folder: Path, max_tokens: int) -> Encoder:
         unknown_id=_token_id(tokenizer, settings, "unk_token", ("[UNK]", "<unk>")),
         special_ids=tuple(sorted(special | {pad_id})),
     )
+
+
+def _open_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer in tokenizer.json, else the one of a BERT's vocab.txt."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        if not isinstance(_read_json(file).get("model"), dict):
+            raise InputError(f"{file} describes no tokenizer: it has no `model`; save it again with save_pretrained")
+        return Tokenizer.from_file(str(file))
+    made = _bert_tokenizer(folder, settings)
+    if made is None:
+        raise InputError(
+            f"{folder} holds no tokenizer.json; open the model once with transformers' AutoTokenizer and save it there "
+            "with save_pretrained"
+        )
+    return made
+
+
+def _bert_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokenizer | None:
+    """What transformers' BertTokenizer makes of vocab.txt; None where that does not say the whole tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    known = str(settings.get("tokenizer_class") or "BertTokenizer").removesuffix("Fast") in WORDPIECE_CLASSES
+    if not known or not (folder / "vocab.txt").is_file() or (folder / "added_tokens.json").is_file():
+        return None
+    vocabulary = {token: number for number, token in enumerate(lines_of(read_text(folder / "vocab.txt", None)))}
+    tokens = {key: _spelling(settings.get(key)) or usual for key, usual in BERT_TOKENS.items()}
+    unknown, start, end = (tokens[key] for key in ("unk_token", "cls_token", "sep_token"))
+    if not {unknown, start, end} <= vocabulary.keys():
+        return None
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}",
+        pair=f"{start} $A {end} $B:1 {end}:1",
+        special_tokens=[(start, vocabulary[start]), (end, vocabulary[end])],
+    )
+    tokenizer.add_special_tokens([token for token in tokens.values() if token in vocabulary])
+    return tokenizer
 
 
 def collate(encoded: Encoded, indices: Sequence[int], pad_id: int) -> dict[str, NDArray[np.int64]]:
@@ -193,13 +249,18 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _token_id(tokenizer: Tokenizer, settings: Mapping[str, Any], key: str, usual: Sequence[str]) -> int | None:
     """Id of a special token by its key in the tokenizer's settings, else by its usual spellings; None if absent."""
-    said = settings.get(key)
-    said = said.get("content") if isinstance(said, dict) else said
-    for token in [said] if isinstance(said, str) else usual:
+    said = _spelling(settings.get(key))
+    for token in usual if said is None else [said]:
         number = tokenizer.token_to_id(token)
         if number is not None:
             return int(number)
     return None
+
+
+def _spelling(token: Any) -> str | None:
+    """A special token as its settings spell it, plainly or with options; None where they do not."""
+    said = token.get("content") if isinstance(token, dict) else token
+    return said if isinstance(said, str) else None
 
 
 def _pad_id(tokenizer: Tokenizer, settings: Mapping[str, Any], config: Mapping[str, Any]) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from compressor.data.settings import Augment, Keep, Mix, Unlabelled
-from compressor.settings import Number
+from pydantic import ValidationError
+
+from compressor.data.settings import Augment, Keep, Mix
+from compressor.errors import InputError
+from compressor.settings import Number, mistakes
 
 
 def unlabelled(
@@ -22,10 +25,13 @@ def unlabelled(
         weight: factor of the unlabelled rows' terms; a number or `ramp(...)`.
         keep: which rows are used, such as {"confidence": 0.8}; all unless given.
         augment: changes to all rows, such as {"mask": 0.1}; none unless given.
+    Raises: InputError naming each value that cannot be used.
 
     >>> unlabelled(0.7, keep={"confidence": 0.8}).unlabelled.keep.confidence
     0.8
     """
-    kept = keep if isinstance(keep, Keep) else Keep.model_validate(dict(keep or {}))
-    changes = augment if isinstance(augment, Augment) else Augment.model_validate(dict(augment or {}))
-    return Mix(unlabelled=Unlabelled(ratio=ratio, weight=weight, keep=kept), augment=changes)
+    batch = {"ratio": ratio, "weight": weight, "keep": keep or {}}
+    try:
+        return Mix.model_validate({"unlabelled": batch, "augment": augment or {}})
+    except ValidationError as problem:
+        raise InputError(mistakes(problem, "mix")) from problem

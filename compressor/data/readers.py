@@ -232,14 +232,12 @@ READERS: dict[RowFormat, Callable[[Request], Columns]] = {
 
 
 def head_names(path: Path, source: RowFile, wanted: Iterable[Column]) -> list[str] | None:
-    """Names of the file's columns from its first rows; None where it has one unnamed column (txt).
+    """Names of a file's columns (not of txt, which has none); None where the first megabyte does not tell them.
 
     Columns without a name are called by their place. Reads at most a megabyte. Raises InputError as `read_columns`.
     """
     request = Request(path, source, list(wanted))
     form = format_of(source, path)
-    if form == "txt":
-        return None
     if form == "parquet":
         import pyarrow
         from pyarrow import parquet
@@ -248,12 +246,16 @@ def head_names(path: Path, source: RowFile, wanted: Iterable[Column]) -> list[st
             return list(parquet.read_schema(path).names)
         except (pyarrow.ArrowInvalid, OSError) as problem:
             raise InputError(f"{request.name} is not parquet: {problem}") from problem
-    lines = list(lines_of(_head_text(request)))
+    text, whole = _head_text(request)
+    lines = list(lines_of(text))
     if not any(line.strip() for line in lines):
+        if not whole:
+            return None
         raise InputError(f"{request.name} is empty: it holds no rows")
     if form == "jsonl":
         rows = [_json_row(line, where=f"{request.name}: line {n}") for n, line in enumerate(lines, 1) if line.strip()]
-        return list(dict.fromkeys(key for row in rows for key in row))
+        names = list(dict.fromkeys(key for row in rows for key in row))
+        return names if whole or set(request.wanted) <= set(names) else None
     if source.columns is not None:
         return source.columns
     first = next(line for line in lines if line)
@@ -261,8 +263,8 @@ def head_names(path: Path, source: RowFile, wanted: Iterable[Column]) -> list[st
     return fields if request.has_header else [str(place) for place in range(len(fields))]
 
 
-def _head_text(request: Request) -> str:
-    """The whole lines within the first megabyte, undecodable bytes replaced; the real reading reports those."""
+def _head_text(request: Request) -> tuple[str, bool]:
+    """The whole lines within the first megabyte, and whether that is all; undecodable bytes are replaced."""
     with request.path.open("rb") as file:
         raw = file.read(1 << 20)
         whole = not file.read(1)
@@ -270,4 +272,4 @@ def _head_text(request: Request) -> str:
         text = raw.decode(request.source.encoding or "utf-8", errors="replace").removeprefix("\ufeff")
     except LookupError as problem:
         raise InputError(f"{request.name}: encoding {request.source.encoding!r} is not known") from problem
-    return text if whole else text[: text.rfind("\n") + 1]
+    return (text, True) if whole else (text[: text.rfind("\n") + 1], False)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compressor.data.settings import Data, Split
+from compressor.data.settings import Data, SelectShare, Split
 from compressor.data.source_rows import Source, Text
 from compressor.errors import InputError
 from compressor.sources.settings import RowFile
@@ -41,7 +41,7 @@ def split_problems(data: Data) -> list[tuple[str, str]]:
     if data.split is not None:
         if data.test is not None:
             problems.append(("test", "cannot stand beside data.split, which makes test of that file; drop one"))
-        own = isinstance(data.select, RowFile) or (data.split.select > 0 and "select" in data.model_fields_set)
+        own = isinstance(data.select, RowFile) or (data.split.select > 0 and data.select != SelectShare())
         if own:
             problems.append(("select", "cannot stand beside data.split, which makes select of that file; drop one"))
     return problems

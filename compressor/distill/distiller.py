@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +30,11 @@ from compressor.model.encoders import load_model, save_model, shapes
 from compressor.model.manifest import config_labels, read_config, teacher_labels
 from compressor.model.settings import Student
 from compressor.model.student import make_student
-from compressor.settings import parse_bytes
+from compressor.settings import ByteSize, parse_bytes
 from compressor.sources.digest import folder_digest
-from compressor.stage import Decision, Progress, silent
+from compressor.stage import Decision, Progress, settings_of, silent
 from compressor.train.finetune import (
+    MODEL_FILES,
     SMOKE_STEPS,
     digest_of,
     encoded_pool,
@@ -43,13 +43,10 @@ from compressor.train.finetune import (
     model_folder,
     probe_inputs,
 )
-from compressor.train.fit import CHECKPOINT_FOLDER, Fitted, Source, fit
+from compressor.train.fit import Fitted, Source, fit
 from compressor.train.schedules import planned_steps
 from compressor.train.scoring import pool_logits, select_scorer
 from compressor.train.settings import Train
-
-WEIGHTS = ("*.safetensors", "config.json", "tokenizer.json")
-"""What of a teacher's folder decides its answers."""
 
 
 @dataclass(frozen=True)
@@ -128,15 +125,17 @@ class Distiller:
         self.teacher = teacher
         self.student = Student() if student is None else student
         if isinstance(self.student, Mapping):
-            self.student = Student.model_validate(self.student)
+            self.student = settings_of(Student, self.student, "student")
         self.data = data
         adapter: TypeAdapter[Term] = TypeAdapter(Match)
-        self.match: tuple[Term, ...] = tuple(adapter.validate_python(term) for term in match)
+        self.match: tuple[Term, ...] = tuple(
+            settings_of(adapter, term, f"match.{place}") for place, term in enumerate(match)
+        )
         if not self.match:
             raise InputError("match needs at least one term, such as {of: logits} (got none)")
-        self.mix = Mix(unlabelled=Unlabelled()) if mix is None else Mix.model_validate(mix)
-        self.train = Train() if train is None else Train.model_validate(train)
-        self.budget = parse_bytes(cache)
+        self.mix = Mix(unlabelled=Unlabelled()) if mix is None else settings_of(Mix, mix, "mix")
+        self.train = settings_of(Train, {} if train is None else train, "train")
+        self.budget = parse_bytes(settings_of(TypeAdapter[str](ByteSize), cache, "cache"))
         self.seed = seed
         self.device = device
         self.progress = progress
@@ -152,10 +151,11 @@ class Distiller:
 
         Args:
             out: folder of the model.
-            work: for checkpoints, teacher's answers and steps.jsonl; `OUT.partial`, removed at the end, unless given.
+            work: for checkpoints, teacher's answers and steps.jsonl, kept so that a rerun finds the training done;
+                `OUT.partial`, removed at the end, unless given.
         """
         out = Path(out)
-        place = out.with_name(out.name + ".partial") if work is None else work
+        place = out.with_name(out.name + ".partial") if work is None else Path(work)
         ready = self._prepared()
         model = self.train_model(self._made(ready), place)
         save_model(
@@ -165,15 +165,15 @@ class Distiller:
             manifest=manifest_of(ready.data, model),
             probe=probe_inputs(ready.data.train, ready.encoder),
         )
-        shutil.rmtree(place / CACHE_FOLDER, ignore_errors=True)
-        finish(place, out, own=work is None)
+        if work is None:
+            finish(place, out)
         return out
 
     def train_model(self, model: PreTrainedModel, work: Path, *, cache_at: Path | None = None) -> PreTrainedModel:
         """`model`, trained in place as a student of this teacher; checkpoint, cache and steps.jsonl stay in `work`.
 
         Args:
-            model: any encoder with the teacher's tokenizer and classes.
+            model: any encoder with the teacher's tokenizer and classes, before training also where it goes on.
             work: for checkpoints and steps.jsonl.
             cache_at: folder of the teacher's answers, which trainings of the same rows may share; `work / "cache"`
                 unless given.
@@ -192,7 +192,7 @@ class Distiller:
         taught = self._teacher(ready, live, mixed, steps, work / CACHE_FOLDER if cache_at is None else cache_at)
         projections = make_projections(pairs, model, ready.teacher, seed=self.seed)
         scored = select_scorer(ready.data, ready.select, score)
-        if self.decide is not None and not (work / CHECKPOINT_FOLDER).exists():
+        if self.decide is not None:
             self._tell_start(scored(model), ready)
         source: Source[Any, Batch] = self._masked(ready, mixed) if self.mix.augment.mask else mixed
         self.fitted = fit(
@@ -246,7 +246,7 @@ class Distiller:
                 pool=encoded_pool(data.unlabelled, encoder, "data.unlabelled") if wanted else None,
                 select=encoded_pool(data.select, encoder, "data.select"),
                 digest=digest_of(
-                    folder_digest(folder, WEIGHTS),
+                    folder_digest(folder, MODEL_FILES),
                     *(rows.digest() for rows in (data.train, data.unlabelled, data.select)),
                     data.labels,
                     data.max_tokens,
@@ -257,17 +257,14 @@ class Distiller:
     def _made(self, ready: _Ready) -> PreTrainedModel:
         """The student before training."""
         if isinstance(self.student, PreTrainedModel):
+            _check_fits(self.student, ready.teacher)
             return self.student
         seed_all(self.seed)
         if isinstance(self.student, Student):
             return make_student(ready.teacher, self.student, seed=self.seed).requires_grad_(True)
         assert isinstance(self.student, str | Path)
         folder = model_folder(self.student, self.progress)
-        if _vocabulary(folder) != _vocabulary(ready.folder):
-            raise InputError(
-                f"the student in {folder} and the teacher in {ready.folder} have different tokenizers; "
-                "take a student with the teacher's tokenizer"
-            )
+        check_tokenizers(folder, ready.folder)
         return load_model(folder, labels=ready.data.labels)
 
     def _batches(self, ready: _Ready) -> MixedBatches:
@@ -326,6 +323,23 @@ class Distiller:
     def _tell(self, decision: Decision) -> None:
         if self.decide is not None:
             self.decide(decision)
+
+
+def check_tokenizers(student: Path, teacher: Path) -> None:
+    """Nothing, or InputError where the tokenizers of two model folders give other ids for a text."""
+    if _vocabulary(student) != _vocabulary(teacher):
+        raise InputError(
+            f"the student in {student} and the teacher in {teacher} have different tokenizers; "
+            "take a student with the teacher's tokenizer"
+        )
+
+
+def _check_fits(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """InputError where a student cannot have the teacher's tokenizer, or answers other classes."""
+    for what, setting in (("vocabulary entries", "vocab_size"), ("classes", "num_labels")):
+        own, wanted = getattr(student.config, setting), getattr(teacher.config, setting)
+        if own != wanted:
+            raise InputError(f"the student has {own} {what}, the teacher {wanted}; take a student of this teacher")
 
 
 def _vocabulary(folder: Path) -> object:

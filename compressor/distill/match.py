@@ -6,6 +6,7 @@ from typing import Literal
 
 from compressor.distill.settings import HiddenMatch, LabelsMatch, LogitsMatch
 from compressor.settings import Number
+from compressor.stage import settings_of
 
 
 def logits(loss: Literal["kl", "mse", "ce"] = "kl", *, temperature: Number = 1.0, weight: Number = 1.0) -> LogitsMatch:
@@ -14,7 +15,8 @@ def logits(loss: Literal["kl", "mse", "ce"] = "kl", *, temperature: Number = 1.0
     >>> logits("kl", temperature=4.0).temperature
     4.0
     """
-    return LogitsMatch(loss=loss, temperature=temperature, weight=weight)
+    given = {"loss": loss, "temperature": temperature, "weight": weight}
+    return settings_of(LogitsMatch, given, "match.logits")
 
 
 def labels(loss: Literal["ce"] = "ce", *, weight: Number = 1.0) -> LabelsMatch:
@@ -23,7 +25,7 @@ def labels(loss: Literal["ce"] = "ce", *, weight: Number = 1.0) -> LabelsMatch:
     >>> labels(weight=0.3).weight
     0.3
     """
-    return LabelsMatch(loss=loss, weight=weight)
+    return settings_of(LabelsMatch, {"loss": loss, "weight": weight}, "match.labels")
 
 
 def hidden(loss: Literal["mse", "cosine"] = "mse", *, map: str = "uniform", weight: Number = 1.0) -> HiddenMatch:  # noqa: A002 - the recipe's word
@@ -32,4 +34,4 @@ def hidden(loss: Literal["mse", "cosine"] = "mse", *, map: str = "uniform", weig
     >>> hidden("cosine", map="3:1 6:2").map
     '3:1 6:2'
     """
-    return HiddenMatch(loss=loss, map=map, weight=weight)
+    return settings_of(HiddenMatch, {"loss": loss, "map": map, "weight": weight}, "match.hidden")

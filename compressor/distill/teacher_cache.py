@@ -61,7 +61,9 @@ class LiveTeacher:
         """Computed now, from the batch's own tokens."""
         self.model.eval()
         layers = self.layers if hidden else ()
-        with torch.inference_mode(), recorded(self.model, layers) as states:
+        # fp32, as in the cache, also where the student's loss is computed under autocast
+        plain = torch.autocast(batch.rows.device.type, enabled=False)
+        with plain, torch.inference_mode(), recorded(self.model, layers) as states:
             logits = self.model(**batch.inputs).logits.float()
         # copies made outside inference mode may take part in a loss that is differentiated
         return Answers(logits.clone(), {layer: states[layer].clone() for layer in layers})

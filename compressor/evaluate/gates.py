@@ -73,8 +73,6 @@ def judge(
     Returns: the verdict, and for each limit the drop (or score) in fractions with its two-sided 95 % interval.
     Raises: InputError for a limit whose metric, class or compared logits are not there.
     """
-    if not gate.limits:
-        raise InputError("a gate needs a limit such as accuracy: {drop: '<= 0.8pp'}")
     answers = answers_from(logits, compared, references, labels)
     verdicts, values, reasons = [], {}, []
     for name, limit in gate.limits.items():
@@ -144,12 +142,15 @@ def worst(verdicts: Sequence[Verdict]) -> Literal["pass", "fail", "undecided", "
 
 def _score_row(name: str, limit: ScoreLimit | str, budget: Budget, answers: Answers, on_test: bool) -> BudgetRow:
     vs = (limit.vs or "teacher") if isinstance(limit, ScoreLimit) else None
+    what = f"{name}.drop" if isinstance(limit, ScoreLimit) else name
+    if vs is not None and vs not in answers.compared:
+        text = str(parse_limit(limit.drop if isinstance(limit, ScoreLimit) else limit))
+        return BudgetRow(what, text, vs, None, None, None, "undecided", f"{vs} was not made")
     value, shown, parsed = _measure(name, limit, answers, vs or "", 2 * budget.confidence - 1)
     verdict = _decide(value, parsed, parsed.value / 100)
     advice = _advice(name, limit, answers, vs or "", verdict)
     if verdict == "pass" and not on_test:
         verdict, advice = "undecided", "; no test set, and a score budget cannot pass on select"
-    what = f"{name}.drop" if isinstance(limit, ScoreLimit) else name
     because = f"{shown} is {_points(value, parsed)}{advice}"
     return BudgetRow(what, str(parsed), vs, value.value, value.low, value.high, verdict, because)
 

@@ -9,7 +9,7 @@ which 64 rows on which two models agree would seem to prove that they never diff
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -21,6 +21,8 @@ from compressor.evaluate.metrics import confusion, metric_function
 from compressor.settings import LOWER_IS_BETTER
 
 RESAMPLES = 4000
+CHUNK_BYTES = 100 * 10**6
+"""Memory of the resamples that are scored at a time; the numbers do not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,10 @@ def score_interval(
     cells, weights = np.unique(np.stack([references, predictions]), axis=1, return_counts=True)
     cells = np.concatenate([cells, right, wrong], axis=1)
     weights = np.concatenate([weights, np.full(2 * classes, 2.0 / classes)])
-    drawn = _draw(weights, seed)
-    low, high = _ends(function(_confusions(drawn, cells[0], cells[1], classes)), confidence)
+    scores = _resampled(
+        lambda drawn: function(_confusions(drawn, cells[0], cells[1], classes)), weights, seed=seed, classes=classes
+    )
+    low, high = _ends(scores, confidence)
     return Score(value, min(low, value), max(high, value), len(references))
 
 
@@ -112,9 +116,12 @@ def drop(
     every = np.arange(classes)
     wrong = (every + 1) % classes
     cells = np.concatenate([cells, np.stack([every, every, wrong]), np.stack([every, wrong, every])], axis=1)
-    drawn = _draw(np.concatenate([weights, np.full(2 * classes, 1.0 / classes)]), seed)
-    befores, afters = (function(_confusions(drawn, cells[0], cells[side], classes)) for side in (1, 2))
-    low, high = _ends(fall(befores, afters), confidence)
+    weights = np.concatenate([weights, np.full(2 * classes, 1.0 / classes)])
+
+    def falls(drawn: np.ndarray) -> np.ndarray:
+        return fall(*(function(_confusions(drawn, cells[0], cells[side], classes)) for side in (1, 2)))
+
+    low, high = _ends(_resampled(falls, weights, seed=seed, classes=classes), confidence)
     return Interval(value, min(low, value), max(high, value))
 
 
@@ -159,18 +166,26 @@ def _check(references: np.ndarray, predictions: np.ndarray) -> None:
         raise InputError(f"models are compared on the same rows (got {len(references)} and {len(predictions)})")
 
 
-def _draw(weights: np.ndarray, seed: int) -> np.ndarray:
-    """Resampled counts of shape (S, cells), each resample with as many rows as the weights sum to."""
-    total = float(weights.sum())
-    return np.random.default_rng(seed).multinomial(round(total), weights / total, size=RESAMPLES)
+def _resampled(
+    answer: Callable[[np.ndarray], np.ndarray], weights: np.ndarray, *, seed: int, classes: int
+) -> np.ndarray:
+    """The answer for each resample, shape (S,); `answer` takes counts of shape (some of S, cells).
+
+    Each resample has as many rows as the weights sum to.
+    """
+    total, generator = float(weights.sum()), np.random.default_rng(seed)
+    at_once = max(1, CHUNK_BYTES // (8 * (2 * len(weights) + classes**2)))
+    sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    return np.concatenate([answer(generator.multinomial(round(total), weights / total, size=size)) for size in sizes])
 
 
 def _confusions(drawn: np.ndarray, references: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
     """Confusion matrices of shape (S, C, C) from counts of shape (S, cells)."""
     place = references * classes + predictions
+    order = np.argsort(place, kind="stable")
+    filled, starts = np.unique(place[order], return_index=True)
     flat = np.zeros((len(drawn), classes * classes))
-    for one in np.unique(place):
-        flat[:, one] = drawn[:, place == one].sum(1)
+    flat[:, filled] = np.add.reduceat(drawn[:, order], starts, axis=1)
     return flat.reshape(-1, classes, classes)
 
 

@@ -48,6 +48,8 @@ class LatencyLimit(Settings):
         limit = parse_limit(self.p50)
         if limit.relation != "<=" or limit.unit not in ("x", "ms"):
             raise ValueError(f"p50 must look like '<= 0.1x' or '<= 5ms' (got '{self.p50}')")
+        if limit.unit == "ms" and self.vs != "teacher":
+            raise ValueError(f"p50 in ms is compared with nothing; remove vs (got {self.vs})")
 
 
 class Budget(Settings):

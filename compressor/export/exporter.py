@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from compressor.export.folder import deploy
 from compressor.export.fusion import fuse, pin_heads
 from compressor.export.parity import Difference, require_alike
 from compressor.model.encoders import load_model, shapes
-from compressor.model.manifest import read_manifest
+from compressor.model.manifest import MANIFEST_NAME, Manifest, read_manifest
 from compressor.runtime.onnx import Inputs, Logits, OnnxEngine
 from compressor.runtime.predictor import MODEL_FILE, by_length, find_engine, load
 from compressor.stage import Decision, Progress, silent
@@ -213,7 +213,7 @@ class Exporter:
         else:
             file = partial / MODEL_FILE
             reference = self._convert(file, texts)
-        deploy(file, self.model, partial, manifest=read_manifest(self.model))
+        deploy(file, self.model, partial, manifest=self._manifest())
         require_alike(reference, load(partial, spinning=False).logits(texts), what=f"{out}, opened again,")
         if out.exists():
             out.rmdir()
@@ -228,6 +228,13 @@ class Exporter:
             slower = f"; left in pieces (slower, not wrong): {left}" if left else ""
             self.decide(Decision(kind="fusion", chosen=str(parity.audit), because=because + slower))
         return parity.logits
+
+    def _manifest(self) -> Manifest:
+        """The folder's own; where it has none, such as one saved by transformers, the rows say which texts it reads."""
+        manifest = read_manifest(self.model)
+        if self.data is None or (self.model / MANIFEST_NAME).is_file():
+            return manifest
+        return replace(manifest, text=open_data(self.data).text_columns)
 
     def _texts(self) -> list[Text]:
         if self.data is not None:

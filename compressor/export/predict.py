@@ -8,8 +8,9 @@
 Writes one JSON object a line, in the order of the input: {"label": "positive", "scores": {"negative": 0.02, ...}},
 where the scores are probabilities that sum to 1. Every input line gets an answer, an empty one too. The two texts of a
 pair task stand in two columns of the JSON, or on one line with a tab between them. Input is UTF-8 with
-LF or CRLF. A file is JSON lines if its name ends in .jsonl, standard input if its first line is a JSON object; --format
-decides otherwise. Answers are written as they are made, so that the program can stand in a pipe.
+LF or CRLF. It is JSON lines if the file's name ends in .jsonl, .ndjson or .json, or if the first line that is not blank
+is a JSON object; --format decides otherwise. null is an empty text. Answers are written as they are made, so that the
+program can stand in a pipe.
 
 It exits with 0 when all lines were answered, and with 2 and a message when an input line or the folder is wrong.
 """
@@ -32,6 +33,7 @@ except ImportError as error:
     sys.exit(f"predict.py needs {error.name}; run: pip install onnxruntime tokenizers numpy")
 
 HERE = Path(__file__).resolve().parent
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 
 
 class InputError(Exception):
@@ -87,7 +89,7 @@ def is_object(line: str) -> bool:
     """Whether the line is one JSON object."""
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -102,25 +104,29 @@ def from_text(line: str, number: int, columns: Sequence[str]) -> list[str]:
 
 
 def from_json(line: str, number: int, columns: Sequence[str]) -> list[str]:
-    """The texts in a JSON object's columns; an empty line is an empty text."""
+    """The texts in a JSON object's columns; an empty line or null is an empty text."""
     if not line.strip():
         return [""] * len(columns)
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"line {number} is not JSON: {error}; for plain text use --format text") from None
     if not isinstance(row, dict):
         raise InputError(f"line {number} must be a JSON object with {', '.join(columns)} (got {line[:60]})")
+    texts: list[str] = []
     for column in columns:
-        if not isinstance(row.get(column), str):
+        if column not in row or not isinstance(row[column], str | None):
             raise InputError(f"line {number} must have a text in column {column!r}; its columns are {', '.join(row)}")
-    return [row[column] for column in columns]
+        texts.append(row[column] or "")
+        if any("\ud800" <= character <= "\udfff" for character in texts[-1]):
+            raise InputError(f"line {number} has half a character (a lone surrogate) in column {column!r}")
+    return texts
 
 
 def read_rows(lines: Iterable[str], form: str, columns: Sequence[str]) -> Iterator[list[str]]:
-    """One list of texts a line; `form` is text, jsonl or auto, which looks at the first line."""
+    """One list of texts a line; `form` is text, jsonl or auto, which looks at the first line that is not blank."""
     for number, line in enumerate(lines, 1):
-        if form == "auto":
+        if form == "auto" and line.strip():
             form = "jsonl" if is_object(line) else "text"
         yield from_json(line, number, columns) if form == "jsonl" else from_text(line, number, columns)
 
@@ -128,8 +134,8 @@ def read_rows(lines: Iterable[str], form: str, columns: Sequence[str]) -> Iterat
 def run(file: Path | None, form: str, threads: int) -> None:
     """Answer every line of `file`, or of standard input where it is None, on standard output."""
     model = Model(HERE, threads)
-    if file is not None and form == "auto":
-        form = "jsonl" if file.suffix == ".jsonl" else "text"
+    if file is not None and form == "auto" and file.suffix.lower() in JSON_ENDINGS:
+        form = "jsonl"
     out = sys.stdout.buffer
     with sys.stdin.buffer if file is None else file.open("rb") as stream:
         for texts in read_rows(read_lines(stream), form, model.columns):

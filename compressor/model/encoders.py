@@ -20,11 +20,21 @@ from transformers.utils import logging as transformers_logging
 
 from compressor.errors import InputError, StageError
 from compressor.model import pruned_modeling
-from compressor.model.manifest import LayerShape, Manifest, Shapes, config_labels, read_config
+from compressor.model.manifest import MANIFEST_NAME, LayerShape, Manifest, Shapes, config_labels, read_config
 from compressor.model.pruned_modeling import AbsentAttention, BiasOnly, PrunedBertConfig
 
 RELOAD_TOLERANCE = 1e-5
 """Largest difference of a logit between a model and what its folder gives back."""
+LEFTOVERS = (
+    "*.onnx",
+    "*.onnx.data",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pruned_modeling.py",
+    "config.json",
+    "compressor.json",
+)
+"""Files of an earlier model that a later one in the same folder may not have, and would be taken for."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -210,6 +220,7 @@ def load_model(
     labels: Sequence[str] | None = None,
     attention: Literal["sdpa", "eager"] = "sdpa",
     make_head: bool = True,
+    other_names: Literal["refuse", "new head"] = "refuse",
 ) -> PreTrainedModel:
     """The classifier in `folder` in fp32 and eval mode; never runs code from the folder.
 
@@ -219,6 +230,7 @@ def load_model(
             one is drawn from torch's random numbers. None takes the head as it is.
         attention: `eager` is what ONNX export needs.
         make_head: False refuses where a new head would be drawn; for models that must have been trained.
+        other_names: what becomes of a head whose classes have other names than `labels`; `new head` is for training.
     Raises: InputError for pickled or missing weights, weights that do not fit config.json, or other class names.
     """
     folder = Path(folder)
@@ -228,7 +240,8 @@ def load_model(
     if labels is None and not headed:
         raise InputError(f"{folder} has no trained classifier; give labels to make one, and train it")
     names = config_labels(written)
-    fresh = labels is not None and (not headed or len(labels) != len(names))
+    renamed = other_names == "new head" and labels is not None and not _same_classes(names, labels)
+    fresh = labels is not None and (not headed or len(labels) != len(names) or renamed)
     if labels is not None and fresh and not make_head:
         found = f"a classifier for {', '.join(names)}" if headed else "no trained classifier"
         raise InputError(f"{folder} has {found}, but the rows' classes are {', '.join(labels)}; fine-tune it on them")
@@ -237,7 +250,9 @@ def load_model(
         model, report = _open(folder, written, attention, count)
     _check_report(folder, report, fresh=fresh, headed=headed)
     if labels is not None:
-        if not fresh:
+        if renamed:
+            _draw_head(model)
+        elif not fresh:
             _order_head(model, names, labels, folder)
         set_labels(model, labels)
     return cast(PreTrainedModel, model.eval())
@@ -275,12 +290,29 @@ def _check_report(folder: Path, report: Mapping[str, Any], *, fresh: bool, heade
         )
 
 
+def _is_unnamed(names: Sequence[str]) -> bool:
+    return all(name.startswith("LABEL_") for name in names)
+
+
+def _same_classes(names: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether a head answers these classes, in any order and case, or has no names of its own."""
+    return _is_unnamed(names) or {name.casefold() for name in names} == {label.casefold() for label in labels}
+
+
+def _draw_head(model: Any) -> None:
+    """Random weights in the classifier, as transformers draws those of a new one."""
+    for module in model.classifier.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=model.config.initializer_range)
+            nn.init.zeros_(module.bias)
+
+
 def _order_head(model: Any, names: Sequence[str], labels: Sequence[str], folder: Path) -> None:
     """Permute the classifier's rows where the same classes stand in another order."""
-    if all(name.startswith("LABEL_") for name in names):
+    if _is_unnamed(names):
         return
     known = {name.casefold(): index for index, name in enumerate(names)}
-    if {label.casefold() for label in labels} != known.keys():
+    if not _same_classes(names, labels):
         raise InputError(
             f"{folder} answers {', '.join(names)}, but the rows' classes are {', '.join(labels)}; "
             "name the classes as the model does (data.labels, label.bins)"
@@ -334,6 +366,8 @@ def save_model(
 ) -> Path:
     """`folder`, holding safetensors, config, tokenizer and compressor.json, after it was opened and compared.
 
+    Files of an earlier model in the folder are removed.
+
     Args:
         manifest: its `shapes` are replaced by the model's true ones, its `labels` go to config.json.
         probe: inputs (input_ids and so on) on which model and reloaded model must agree to 1e-5.
@@ -345,6 +379,7 @@ def save_model(
     if pickles:
         names = ", ".join(sorted(pickles))
         raise InputError(f"{folder} holds pickles ({names}); only safetensors are saved: empty it first")
+    _remove_leftovers(folder, tokenizer_from=Path(tokenizer_from))
     set_labels(model, manifest.labels)
     with quiet_transformers():
         model.save_pretrained(folder)
@@ -356,6 +391,17 @@ def save_model(
     replace(manifest, shapes=shapes(model)).write(folder)
     check_reload(model, folder, probe)
     return folder
+
+
+def _remove_leftovers(folder: Path, *, tokenizer_from: Path) -> None:
+    """Take an earlier model out of `folder`; predict.py only where compressor.json shows that it is ours."""
+    patterns = list(LEFTOVERS)
+    if (folder / MANIFEST_NAME).is_file():
+        patterns.append("predict.py")
+    if tokenizer_from.resolve() != folder.resolve():
+        patterns.extend(TOKENIZER_FILES)
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        path.unlink()
 
 
 def check_reload(model: PreTrainedModel, folder: Path, probe: Mapping[str, Tensor]) -> float:

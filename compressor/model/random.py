@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig
 
 from compressor.model.encoders import copy_tokenizer, quiet_transformers, set_labels
+from compressor.model.manifest import read_config
+from compressor.model.pruned_modeling import PrunedBertConfig
+
+PRUNED_KEYS = ("model_type", "architectures", "auto_map", "layer_shapes", "head_size")
+"""Keys of a pruned config.json that a stock one does not have, or has otherwise."""
 
 
 def save_random_model(source: Path, folder: Path, *, hidden: int, heads: int, labels: Sequence[str], seed: int) -> Path:
@@ -16,7 +22,7 @@ def save_random_model(source: Path, folder: Path, *, hidden: int, heads: int, la
 
     The feed-forward part is twice as wide as the hidden states. The tokenizer is that of `source`.
     """
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config = _stock_config(source)
     config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, heads, 2 * hidden
     config.num_labels = len(labels)
     torch.manual_seed(seed)
@@ -26,3 +32,11 @@ def save_random_model(source: Path, folder: Path, *, hidden: int, heads: int, la
         model.save_pretrained(folder)
     copy_tokenizer(source, folder)
     return folder
+
+
+def _stock_config(source: Path) -> Any:
+    """The configuration of `source`; for a pruned one that of a stock BERT with as many layers."""
+    written = read_config(source)
+    if written.get("model_type") != PrunedBertConfig.model_type:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    return BertConfig.from_dict({key: value for key, value in written.items() if key not in PRUNED_KEYS})

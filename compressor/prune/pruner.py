@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from compressor.model.footprint import parameters
 from compressor.model.manifest import teacher_labels
 from compressor.prune.settings import Recover, Remove, Until
 from compressor.prune.steps import Plan, Run
-from compressor.prune.targets import check_target, settings_of
+from compressor.prune.targets import check_target
 from compressor.sources.models import resolve_model
 from compressor.sources.settings import ModelSource
-from compressor.stage import Decision, Outcome, Progress, silent
+from compressor.stage import Decision, Outcome, Progress, settings_of, silent
 
 
 class Pruner:
@@ -69,19 +70,24 @@ class Pruner:
         """The folder `out` with the pruned model.
 
         Args:
-            work: where finished steps are kept until the end, so that an interrupted run goes on after the last one;
-                beside `out` unless given.
+            work: where finished steps are kept, so that an interrupted run goes on after the last one and a rerun
+                finds them done; `OUT.partial`, removed at the end, unless given.
             accept: judges each step's model folder; the first that fails ends the pruning and the one before is kept.
-        Raises: InputError for a target below the floor; GateError when `accept` refuses the first cut; StageError when
-            nothing changed.
+        Raises: InputError for a target below the floor or a teacher with another tokenizer; GateError when `accept`
+            refuses the first cut; StageError when nothing changed.
         """
         out, own = Path(out), work is None
         work = out.with_name(f"{out.name}.partial") if work is None else Path(work)
         work.mkdir(parents=True, exist_ok=True)
         folder = self._folder(self.source)
+        teacher = None if self.teacher is None else self._folder(self.teacher)
+        if teacher is not None and self.recover is not None:
+            from compressor.distill.distiller import check_tokenizers
+
+            check_tokenizers(folder, teacher)
         data = open_data(self.data, teacher_labels=teacher_labels(folder))
         model = load_model(folder, labels=data.labels, make_head=False).to(torch_device(self.device))
-        run = Run(self._plan(folder, accept), data, model, work)
+        run = Run(self._plan(folder, teacher, accept), data, model, work)
         standing = run.go()
         if parameters(standing.model) == parameters(model):
             raise StageError(
@@ -90,13 +96,16 @@ class Pruner:
             )
         self.decide(run.summary(standing))
         run.save(standing.model, out)
-        run.clean(own=own)
+        if own:
+            shutil.rmtree(work)
+        else:
+            run.gather_steps()
         return out
 
-    def _plan(self, folder: Path, accept: Callable[[Path], Outcome] | None) -> Plan:
+    def _plan(self, folder: Path, teacher: Path | None, accept: Callable[[Path], Outcome] | None) -> Plan:
         return Plan(
             folder=folder,
-            teacher=None if self.teacher is None else self._folder(self.teacher),
+            teacher=teacher,
             remove=self.remove,
             kinds=self.kinds,
             until=self.until,

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from compressor.data.settings import Mix
 from compressor.distill.settings import Match
-from compressor.settings import KeptShare, Settings
+from compressor.settings import ByteSize, KeptShare, Settings
 from compressor.train.settings import Train
 
 Criterion = Literal["taylor", "magnitude", "random"]
@@ -60,3 +60,5 @@ class Recover(Settings):
     """Terms; those of the distill stage upstream unless given."""
     mix: Mix | None = None
     """Batches; those of the distill stage upstream unless given."""
+    cache: ByteSize = "2GB"
+    """Disk for the teacher's answers and hidden states, made anew for each cut and removed after it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -17,6 +16,7 @@ from compressor.data.encode import open_encoder
 from compressor.data.rows import DataSets
 from compressor.device import torch_device
 from compressor.distill.settings import DEFAULT_MATCH
+from compressor.distill.teacher_cache import CACHE_FOLDER
 from compressor.errors import GateError, InputError
 from compressor.model.encoders import load_model, save_model, shapes
 from compressor.model.footprint import macs, parameters
@@ -28,7 +28,11 @@ from compressor.prune.scoring import draw_sample, masked_loss, row_inputs, score
 from compressor.prune.settings import Recover, Remove, Until
 from compressor.prune.targets import share_of_train
 from compressor.settings import parse_kept_share
+from compressor.sources.digest import folder_digest
 from compressor.stage import Decision, Outcome, Progress
+from compressor.train.finetune import MODEL_FILES, digest_of
+from compressor.train.fit import CHECKPOINT_FOLDER
+from compressor.train.steps import STEPS_FILE
 
 PROBE_ROWS = 8
 """Rows on which a saved model is compared with itself."""
@@ -59,8 +63,15 @@ class Plan:
     def key(self, data: DataSets) -> str:
         """Digest of what the cuts depend on, so that leftovers of another pruning are not taken up."""
         settings = [each.model_dump_json() for each in (self.remove, self.until, self.recover) if each is not None]
-        parts = [*settings, str(self.steps), str(self.seed), str(self.smoke), str(self.folder), str(self.teacher)]
-        return hashlib.sha256("\0".join([*parts, data.train.digest(), data.unlabelled.digest()]).encode()).hexdigest()
+        folders = [self.folder] if self.teacher is None else [self.folder, self.teacher]
+        return digest_of(
+            settings,
+            [self.steps, self.seed, self.device, self.smoke],
+            [folder_digest(folder, MODEL_FILES) for folder in folders],
+            [rows.digest() for rows in (data.train, data.unlabelled, data.select)],
+            [data.task.metric, *data.labels],
+            data.max_tokens,
+        )
 
 
 @dataclass
@@ -105,6 +116,8 @@ class Run:
                 f"least {least} of {self.full}; write {share:g}x or more, or let more kinds go in remove"
             )
         self.key = plan.key(data)
+        self.said: list[Decision] = []
+        """Decisions of the cut that is being made."""
         self.sample = draw_sample(data, plan.folder, teacher=plan.teacher, seed=plan.seed, smoke=plan.smoke)
 
     def _budget(self, share: float) -> int:
@@ -112,6 +125,7 @@ class Run:
 
     def go(self) -> Standing:
         """The model after the last step that passes; goes on after the last finished step of an earlier run."""
+        self._remove_others()
         standing = self._resume() or Standing(self.model, 0, keep_all(self.sizes), 0.0)
         while standing.step < self.plan.steps:
             following = self._step(standing)
@@ -127,6 +141,8 @@ class Run:
     def _step(self, standing: Standing) -> Standing:
         """One cut with its recovery."""
         step, plan = standing.step + 1, self.plan
+        self.said = []
+        self._write_state(step, {})
         share = kept_share(self.share, step=step, steps=plan.steps)
         before = shapes(standing.model)
         scores = score_parts(standing.model, plan.remove, self.sample, seed=plan.seed + step, progress=plan.progress)
@@ -150,7 +166,7 @@ class Run:
     def _decide_step(self, standing: Standing, following: Standing, choice: Choice, scores: Scores) -> None:
         after = shapes(following.model)
         criteria = {kind: getattr(self.plan.remove, kind) for kind in sorted(self.plan.kinds)}
-        self.plan.decide(
+        self._tell(
             Decision(
                 kind="cut",
                 chosen={
@@ -165,7 +181,7 @@ class Run:
             )
         )
         for verdict in choice.layers:
-            self.plan.decide(
+            self._tell(
                 Decision(
                     kind="layer",
                     chosen={
@@ -177,6 +193,10 @@ class Run:
                     candidates={"score": verdict.score, "loss": verdict.loss, "units_loss": verdict.units_loss},
                 )
             )
+
+    def _tell(self, decision: Decision) -> None:
+        self.said.append(decision)
+        self.plan.decide(decision)
 
     def _recovered(self, model: PreTrainedModel, step: int) -> PreTrainedModel:
         from compressor.distill.distiller import Distiller
@@ -190,16 +210,15 @@ class Run:
             match=list(recover.match or DEFAULT_MATCH),
             mix=recover.mix,
             train=share_of_train(recover.train, plan.steps),
+            cache=recover.cache,
             seed=plan.seed + step,
             device=plan.device,
             progress=plan.progress,
-            decide=plan.decide,
+            decide=self._tell,
             smoke=plan.smoke,
             what=f"recover {step} of {plan.steps}",
         )
-        place = self._place(step)
-        place.mkdir(parents=True, exist_ok=True)
-        return distiller.train_model(model, place).eval()
+        return distiller.train_model(model, self._place(step)).eval()
 
     def _backtrack(self, standing: Standing, refused: Standing, outcome: Outcome) -> None:
         """Say what was kept instead; GateError when not even the first cut passes."""
@@ -253,47 +272,64 @@ class Run:
     def _place(self, step: int) -> Path:
         return self.work / f"cut-{step}"
 
-    def _keep(self, following: Standing) -> None:
-        """Mark a step as finished for an interrupted run."""
-        place = self._place(following.step)
-        origin = following.origin
-        state = {"key": self.key, "lost": following.lost, **asdict(origin)}
+    def _state(self, place: Path) -> dict[str, Any]:
+        """What a cut's folder says about itself; empty where it belongs to another pruning."""
+        file = place / STATE_FILE
+        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return state if state.get("key") == self.key else {}
+
+    def _write_state(self, step: int, state: dict[str, Any]) -> None:
+        place = self._place(step)
+        place.mkdir(parents=True, exist_ok=True)
         partial = place / f"{STATE_FILE}.partial"
-        partial.write_text(json.dumps(state), encoding="utf-8")
+        partial.write_text(json.dumps({"key": self.key, **state}), encoding="utf-8")
         partial.replace(place / STATE_FILE)
 
+    def _remove_others(self) -> None:
+        """Remove the cuts that another pruning left, finished or not."""
+        for place in self.work.glob("cut-*"):
+            if not self._state(place):
+                shutil.rmtree(place)
+
+    def _keep(self, following: Standing) -> None:
+        """Mark a step as finished for an interrupted run, and remove what only its training needed."""
+        said = [asdict(decision) for decision in self.said]
+        self._write_state(
+            following.step, {"kept": {"lost": following.lost, **asdict(following.origin)}, "decisions": said}
+        )
+        for name in (CACHE_FOLDER, CHECKPOINT_FOLDER):
+            shutil.rmtree(self._place(following.step) / name, ignore_errors=True)
+
     def _resume(self) -> Standing | None:
-        found = None
-        for step in range(1, self.plan.steps + 1):
-            file = self._place(step) / STATE_FILE
-            state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            if state.get("key") != self.key:
-                break
-            found = step, state
-        if found is None:
+        """Where an earlier run came to, with the decisions that led there told again; None where it kept no cut."""
+        kept = None
+        step = 0
+        while "kept" in (state := self._state(self._place(step + 1))):
+            kept = state["kept"]
+            step += 1
+            for decision in state["decisions"]:
+                self.plan.decide(Decision(**decision))
+        if kept is None:
             return None
-        step, state = found
         origin = Kept(
-            heads=tuple(map(tuple, state["heads"])),
-            neurons=tuple(map(tuple, state["neurons"])),
-            layers=tuple(state["layers"]),
+            heads=tuple(map(tuple, kept["heads"])),
+            neurons=tuple(map(tuple, kept["neurons"])),
+            layers=tuple(kept["layers"]),
         )
         model = load_model(self._place(step) / "model", labels=self.data.labels, make_head=False)
-        return Standing(model.to(torch_device(self.plan.device)), step, origin, state["lost"])
+        return Standing(model.to(torch_device(self.plan.device)), step, origin, kept["lost"])
 
-    def clean(self, *, own: bool) -> None:
-        """Gather the steps' training logs in work / steps.jsonl and remove what only an interrupted run needs."""
-        lines: list[str] = []
-        for step in range(1, self.plan.steps + 1):
-            log = self._place(step) / "steps.jsonl"
-            if log.is_file():
-                written = log.read_text(encoding="utf-8").splitlines()
-                lines += [json.dumps({**json.loads(line), "cut": step}) for line in written]
-            shutil.rmtree(self._place(step), ignore_errors=True)
-        if own:
-            shutil.rmtree(self.work)
-        elif lines:
-            (self.work / "steps.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    def gather_steps(self) -> None:
+        """Write the cuts' training logs to work / steps.jsonl, each line with the number of its cut."""
+        logs = [(step, self._place(step) / STEPS_FILE) for step in range(1, self.plan.steps + 1)]
+        lines = [
+            json.dumps({**json.loads(line), "cut": step}) + "\n"
+            for step, log in logs
+            if log.is_file()
+            for line in log.read_text(encoding="utf-8").splitlines()
+        ]
+        if lines:
+            (self.work / STEPS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 def _layer_table(origin: Kept) -> list[dict[str, Any]]:

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar, cast
-
-from pydantic import BaseModel, ValidationError
+from typing import cast
 
 from compressor.errors import InputError
 from compressor.prune.schedule import Kind
 from compressor.prune.settings import Remove, Until
 from compressor.settings import parse_kept_share
 from compressor.train.settings import Train
-
-Schema = TypeVar("Schema", bound=BaseModel)
-
-
-def settings_of(schema: type[Schema], value: Schema | Mapping[str, Any], name: str) -> Schema:
-    """The settings, from themselves or a mapping as in a recipe; InputError with one line for each mistake."""
-    if isinstance(value, schema):
-        return value
-    try:
-        return schema.model_validate(value)
-    except ValidationError as problem:
-        lines = [f"{'.'.join([name, *map(str, each['loc'])])}: {each['msg']}" for each in problem.errors()]
-        raise InputError("\n".join(lines)) from problem
 
 
 def check_target(remove: Remove, until: Until) -> frozenset[Kind]:

@@ -90,13 +90,28 @@ def _read_stage(node: Fields, place: int, labels: Sequence[str] | None, problems
     body = body.without("id", "from", "gate")
     beside = {word: node.entries[word] for word in ("id", "from", "gate") if node.get(word) is not None}
     if isinstance(gate := node.get("gate"), Fields):
-        beside["gate"] = Entry(fitting_limits(gate, GATE_KEYS, f"{key}.gate", labels, problems), beside["gate"].mark)
+        fitting = fitting_limits(gate, GATE_KEYS, f"{key}.gate", labels, problems)
+        beside["gate"] = Entry(fitting, beside["gate"].mark)
+        if len(fitting.entries) < len(gate.entries) and set(fitting.entries) <= set(GATE_KEYS):
+            del beside["gate"]  # its limits are noted as wrong; that none is left is no mistake of its own
     if name is None:
         beside["id"] = Entry(Scalar(f"stage{place}", node.mark), node.mark)
     merged = Fields({**beside, **body.entries}, body.mark)
     stage, errors = checked(VERBS[verb], merged, "")
     problems += [_prefixed(error, key, verb) for error in errors]
+    problems += _gate_action_problem(stage, key, verb, node)
     return Written(stage, name or str(place), verb, node)
+
+
+def _gate_action_problem(stage: Stage | None, key: str, verb: str, node: Fields) -> list[Problem]:
+    """A gate whose `else` the verb cannot do."""
+    if stage is None or stage.gate is None or stage.gate.otherwise in stage.gate_actions:
+        return []
+    gate = node.get("gate")
+    assert isinstance(gate, Fields)
+    action, can = stage.gate.otherwise, ", ".join(stage.gate_actions)
+    message = f"is not something that {verb} can do (got {action}); it can {can}"
+    return [Problem(str(gate.entries["else"].mark), f"{key}.gate.else", message)]
 
 
 def _prefixed(error: Problem, key: str, verb: str) -> Problem:

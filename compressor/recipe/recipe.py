@@ -17,7 +17,7 @@ from compressor.data.settings import Data, Task
 from compressor.errors import Problem, RecipeError
 from compressor.evaluate.settings import Budget
 from compressor.recipe.chain import default_stages, read_stages, reference_problems
-from compressor.recipe.document import Fields, Node, Scalar, plain, resolve_scalar
+from compressor.recipe.document import Entry, Fields, Node, Scalar, plain, resolve_scalar
 from compressor.recipe.files import data_problems, label_problems, model_problems, place_of, written_labels
 from compressor.recipe.limits import BUDGET_KEYS, fitting_limits
 from compressor.recipe.merge import Loader, close_match, did_you_mean, is_file
@@ -202,6 +202,8 @@ def _load(path: Path, sets: Sequence[str]) -> Recipe:
     root = loader.file(path, name=str(path))
     if root is None:
         raise RecipeError(_ordered(loader.problems))
+    if root.get("stages") is None and any(assignment.startswith("stages.") for assignment in sets):
+        root = root.with_entry("stages", Entry(default_stages("text-classification"), root.mark))
     for assignment in sets:
         root = loader.set_value(root, assignment)
     root = loader.substitute(root)

@@ -21,7 +21,7 @@ from compressor.report.assemble import Scored, Told, assemble
 from compressor.report.compare import open_rows, require_labels, scored_rows
 from compressor.report.model import Report
 from compressor.report.subjects import Subject, score_subjects, time_subjects
-from compressor.stage import Progress, silent
+from compressor.stage import Progress, settings_of, silent
 
 
 def measure(
@@ -52,12 +52,12 @@ def measure(
         seed: draws the rows that are timed.
         progress: called while it works.
         out: folder for the report's files; None writes none.
-    Raises: InputError for folders or rows that cannot be used, StageError where a timed process fails.
+    Raises: InputError for folders, rows or a budget that cannot be used, StageError where a timed process fails.
     """
     named = _named(folders)
+    limits = None if budget is None else settings_of(Budget, budget, "budget")
     rows = open_rows(data, next(iter(named.values())), base=base)
     texts, references, on_test = scored_rows(rows)
-    limits = budget if budget is None or isinstance(budget, Budget) else Budget.model_validate(budget)
     targets = {"cpu": Target(threads=threads)}
     timings: dict[str, Timing] | str = "timing was switched off"
     with tempfile.TemporaryDirectory(prefix="compressor-measure-") as work:

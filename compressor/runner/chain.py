@@ -17,6 +17,8 @@ from compressor.stage import Gate, ScoreLimit, Stage
 from compressor.stages.teacher import Teacher
 
 TEACHER = "teacher"
+ALWAYS = ("test texts", "read as")
+"""Digests of rows that are in every key."""
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
@@ -51,7 +53,9 @@ def rows_digests(data: DataSets) -> dict[str, str]:
         "select": data.select.digest(),
         "unlabelled": data.unlabelled.digest(),
         "test texts": test,
-        "read as": digest([data.task.model_dump(mode="json"), list(data.labels), data.max_tokens]),
+        "read as": digest(
+            [data.task.model_dump(mode="json"), list(data.labels), list(data.text_columns), data.max_tokens]
+        ),
     }
 
 
@@ -89,11 +93,12 @@ class Chain:
         for role, folder in folders.items():
             if isinstance(stage, Teacher) and not any(folder.glob("config.json")):
                 raise InputError(f"{role} model {folder} holds no config.json")
-        against = {named: self.keys[named] for named in gate_references(stage, before).values()}
+        against = {metric: self.keys[named] for metric, named in gate_references(stage, before).items()}
+        digests = rows_digests(self.data)
         parts = key_parts(
             stage,
             inputs={role: model_digest(folder, trust_cache=self.trust_cache) for role, folder in folders.items()},
-            rows=rows_digests(self.data),
+            rows={name: value for name, value in digests.items() if name in (*stage.rows_read, *ALWAYS)},
             gate_against=against,
             seed=self.recipe.seed,
             threads=self.threads,
@@ -101,6 +106,15 @@ class Chain:
             smoke=self.smoke,
         )
         return digest(parts), parts
+
+    def standing(self, stage: Stage, key: str) -> str | None:
+        """Id of the finished stage with that key whose model is still the one that was made; None without one."""
+        found = self.directory.find_key(key, stage.id)
+        if found is None:
+            return None
+        made = (self.directory.record(found) or {}).get("model")
+        there = model_digest(self.directory.stage(found) / "model", trust_cache=self.trust_cache)
+        return found if made == there else None
 
     def add(self, stage: Stage, key: str, record: Mapping[str, Any], before: str | None) -> None:
         """Take a finished stage's output for what later stages read; the input's where its gate skips it."""

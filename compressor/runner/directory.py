@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,8 +81,10 @@ class RunDirectory:
         found = read_json(self.stage(stage_id) / "stage.json")
         return found if isinstance(found, dict) else None
 
-    def find_key(self, key: str) -> str | None:
-        """Id of the finished stage with that key, or None."""
+    def find_key(self, key: str, stage_id: str) -> str | None:
+        """Id of a finished stage with that key, `stage_id` itself if it has it; None without one."""
+        if (self.record(stage_id) or {}).get("key") == key:
+            return stage_id
         if not self.stages.is_dir():
             return None
         for folder in sorted(self.stages.iterdir()):
@@ -90,19 +92,36 @@ class RunDirectory:
                 return folder.name
         return None
 
-    def adopt(self, found: str, stage_id: str) -> None:
-        """Rename a finished stage whose key is wanted under another id."""
+    def adopt(self, found: str, stage_id: str, *, keep: bool) -> None:
+        """Rename a finished stage whose key is wanted under another id; copy it where `keep` says both ids stand."""
         if found == stage_id:
             return
-        self.forget(stage_id)
-        os.replace(self.stage(found), self.stage(stage_id))
+        self._displace(stage_id)
+        if keep:
+            copied = self.stages / f"{stage_id}.copy.partial"
+            shutil.rmtree(copied, ignore_errors=True)
+            shutil.copytree(self.stage(found), copied)
+            os.replace(copied, self.stage(stage_id))
+        else:
+            os.replace(self.stage(found), self.stage(stage_id))
         record = self.record(stage_id) or {}
         write_json(self.stage(stage_id) / "stage.json", {**record, "id": stage_id})
 
-    def forget(self, stage_id: str) -> None:
-        """Remove a finished stage and what was begun of it."""
-        for folder in (self.stage(stage_id), self.partial(stage_id)):
+    def _displace(self, stage_id: str) -> None:
+        """Put a finished stage aside, where it is still found by its key."""
+        number = 0
+        while (aside := self.stages / f"{stage_id}.moved{number}").exists():
+            number += 1
+        if self.stage(stage_id).exists():
+            os.replace(self.stage(stage_id), aside)
+
+    def tidy(self, stage_ids: Sequence[str]) -> None:
+        """Remove stages that were put aside and not wanted, and what was begun of stages that stand."""
+        for folder in self.stages.glob("*.moved*"):
             shutil.rmtree(folder, ignore_errors=True)
+        for stage_id in stage_ids:
+            if self.stage(stage_id).exists():
+                shutil.rmtree(self.partial(stage_id), ignore_errors=True)
 
     def begin(self, stage: Stage, key: str, record: Mapping[str, Any]) -> Attempt:
         """A folder to make a stage in; what an interrupted try left is kept where the stage can go on from it."""
@@ -136,8 +155,9 @@ class RunDirectory:
         seconds = round(attempt.seconds_before + time.time() - attempt.started, 3)
         digest = model_digest(attempt.folder / "model")
         write_json(attempt.folder / "stage.json", {**record, "seconds": seconds, "model": digest, **extra})
-        for name in ("checkpoint", "cache", "random"):
-            shutil.rmtree(attempt.folder / name, ignore_errors=True)
+        for pattern in ("checkpoint", "cache", "random", "cut-*"):
+            for leftover in attempt.folder.glob(pattern):
+                shutil.rmtree(leftover, ignore_errors=True)
         shutil.rmtree(self.stage(stage.id), ignore_errors=True)
         _sync(attempt.folder)
         os.replace(attempt.folder, self.stage(stage.id))

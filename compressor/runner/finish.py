@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.device import machine_id
 from compressor.errors import GateError, UndecidedError
 from compressor.runner.chain import Chain, stages_of
-from compressor.runner.directory import model_digest, read_json, read_lines, write_json
+from compressor.runner.directory import RunDirectory, model_digest, read_json, read_lines, write_json
 from compressor.runner.keys import digest, library_versions
 from compressor.runner.prepare import Prepared, check_rows
 from compressor.runner.scoring import answers, onnx_folder
@@ -60,8 +60,7 @@ def finish(
     ids = [stage.id for stage in stages_of(chain.recipe) if stage.id in chain.keys]
     best = _best(ids, stop)
     key = _report_key(chain, ids, best)
-    standing = read_json(directory.report / "key.json")
-    if standing is not None and standing.get("key") == key and (directory.final / "compressor.json").is_file():
+    if _stands(directory, key):
         from compressor.report.model import Report
 
         report = Report.read(directory.report / "report.json")
@@ -79,7 +78,8 @@ def _exit(chain: Chain, report: Report, stop: Stop | None) -> tuple[int, str | N
         return 0, None
     if stop is not None:
         code = UndecidedError.exit_code if stop.verdict == "undecided" else GateError.exit_code
-        return code, f"stage {stop.stage} broke its gate: {stop.because}; final/ holds the best model before it"
+        kept = f"final/ holds {stop.before}" if stop.before else "final/ holds the teacher as it is"
+        return code, f"stage {stop.stage} broke its gate: {stop.because}; {kept}"
     missed = [f"{row.what} {row.limit}: {row.because}" for row in report.budgets if row.verdict == report.verdict]
     if report.verdict == "fail":
         return GateError.exit_code, f"the budget is not kept: {'; '.join(missed)}"
@@ -87,6 +87,15 @@ def _exit(chain: Chain, report: Report, stop: Stop | None) -> tuple[int, str | N
         code = UndecidedError.exit_code if chain.recipe.budget.undecided == "fail" else 0
         return code, f"the budget is undecided: {'; '.join(missed)}"
     return 0, None
+
+
+def _stands(directory: RunDirectory, key: str) -> bool:
+    """True where report and `final/` were made under that key and every file of them is there."""
+    record = read_json(directory.report / "key.json")
+    if record is None or record.get("key") != key or not directory.final.is_dir():
+        return False
+    reports = all((directory.report / name).is_file() for name in ("report.json", "report.md", "index.html"))
+    return reports and record.get("final") == model_digest(directory.final)
 
 
 def _best(ids: list[str], stop: Stop | None) -> str:
@@ -118,12 +127,15 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
     from compressor.bench.machine import fingerprint
     from compressor.report.assemble import Scored, Told, assemble
     from compressor.report.measure import row_counts
-    from compressor.report.subjects import time_subjects
+    from compressor.report.subjects import score_subjects, time_subjects
 
     data, recipe = chain.data, chain.recipe
     part = "test" if data.test is not None else "select"
     rows = data.test if data.test is not None else data.select
     subjects = [_subject(chain, stage_id, part, progress) for stage_id in ids]
+    if any(recipe.targets[name].engine == "torch" for name in recipe.benchmark.targets):
+        subjects += _torch_subjects(chain, ids)
+        subjects = list(score_subjects(subjects, rows.texts, threads=chain.threads, progress=progress))
     timings: Mapping[str, Any] | str = "a smoke run claims no time"
     if not chain.smoke:
         timings = time_subjects(
@@ -134,14 +146,15 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
             seed=recipe.seed,
             progress=progress,
         )
+    kept = [stage_id for stage_id in ids if stage_id not in chain.origin]
     told = Told(
         name=recipe.name,
         task=recipe.task.model_dump(mode="json"),
         data=row_counts(data) | {"truncated": dict(truncated)},
         machine=fingerprint(),
         notes=data.notes + _notes(chain),
-        pruning=tuple(found for stage_id in ids if (found := _pruning(chain, stage_id)) is not None),
-        curves=_curves(chain, ids),
+        pruning=tuple(found for stage_id in kept if (found := _pruning(chain, stage_id)) is not None),
+        curves=_curves(chain, kept),
     )
     report = assemble(
         told,
@@ -173,6 +186,18 @@ def _subject(chain: Chain, stage_id: str, part: str, progress: Progress) -> Subj
         parameters=count_parameters(trained) if trained else None,
         logits=logits,
     )
+
+
+def _torch_subjects(chain: Chain, ids: list[str]) -> list[Subject]:
+    """The stages that hold torch weights, as subjects of that engine."""
+    from compressor.report.subjects import Subject
+
+    homes = {stage_id: chain.folder(stage_id) / "model" for stage_id in ids}
+    return [
+        Subject(name=stage_id, folder=home, engine="torch", path=str(home.relative_to(chain.directory.root)))
+        for stage_id, home in homes.items()
+        if any(home.glob("*.safetensors"))
+    ]
 
 
 def _pruning(chain: Chain, stage_id: str) -> dict[str, Any] | None:
@@ -218,6 +243,8 @@ def _notes(chain: Chain) -> tuple[str, ...]:
     model = chain.recipe.teacher.model
     if model.path.startswith("pypi://") and model.sha256 is None:
         found.append(f"{model.path} is not pinned by sha256.")
+    for skipped, stands_for in chain.origin.items():
+        found.append(f"Stage {skipped} broke its gate and was skipped: {stands_for} stands for it.")
     if chain.smoke:
         found.append("This was a smoke run: random weights and few rows; its figures mean nothing.")
     return tuple(found)
@@ -243,7 +270,7 @@ def _write(chain: Chain, made: Made, best: str, key: str) -> None:
     (partial / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(directory.final, ignore_errors=True)
     os.replace(partial, directory.final)
-    write_json(directory.report / "key.json", {"key": key})
+    write_json(directory.report / "key.json", {"key": key, "final": model_digest(directory.final)})
 
 
 def _hub_id(path: str, base: Path) -> str | None:

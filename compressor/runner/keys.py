@@ -45,8 +45,9 @@ def digest(value: Any) -> str:
 
 
 def stage_settings(stage: Stage) -> dict[str, Any]:
-    """The filled-in settings of a stage without what its neighbours decide: id, from and gate."""
-    return stage.model_dump(mode="json", by_alias=True, exclude={"id", "from_", "gate", "teacher"})
+    """The filled-in settings of a stage without what its neighbours decide: id, from, gate, and where inputs lie."""
+    inputs = {"teacher", "model"} & set(type(stage).model_fields)
+    return stage.model_dump(mode="json", by_alias=True, exclude={"id", "from_", "gate", *inputs})
 
 
 def key_parts(
@@ -66,28 +67,39 @@ def key_parts(
         stage: with its settings filled in.
         inputs: role to the digest of the model folder read (weights, config, tokenizer).
         rows: name to the digest of the rows read, of the label names and of the length limit.
-        gate_against: id to the key of each stage that the gate compares with.
+        gate_against: metric of each drop limit to the key of the stage that it compares with.
         seed: of the recipe.
         threads: on which the arithmetic's order depends.
         device: class of the device, `cpu` or `gpu`.
         smoke: a smoke run has keys of its own.
     """
-    gate = stage.gate.model_dump(mode="json", by_alias=True) if stage.gate else None
+    bf16 = native_bf16(device) if stage.trains and device == "cpu" else None
     return {
         "schema": SCHEMA,
         "verb": stage.verb,
         "revision": stage.revision,
         "settings": stage_settings(stage),
-        "gate": gate,
+        "gate": _gate_settings(stage),
         "gate_against": dict(gate_against),
         "inputs": dict(inputs),
         "rows": dict(rows),
         "seed": seed,
         "threads": threads,
         "device": device,
-        "conditions": {**stage.conditions(device), **({"bf16": native_bf16(device)} if stage.trains else {})},
+        "conditions": {**stage.conditions(device), "bf16": bf16},
         "smoke": smoke,
         "versions": library_versions(),
+    }
+
+
+def _gate_settings(stage: Stage) -> dict[str, Any] | None:
+    """The gate without the ids it names; their stages' keys stand for them."""
+    if stage.gate is None:
+        return None
+    gate: dict[str, Any] = stage.gate.model_dump(mode="json", by_alias=True)
+    return {
+        name: {key: value for key, value in entry.items() if key != "vs"} if isinstance(entry, dict) else entry
+        for name, entry in gate.items()
     }
 
 

@@ -91,9 +91,9 @@ def plan(recipe: Recipe, out: Path, *, redo: Sequence[str] = ()) -> list[PlanLin
 
 def _status(chain: Chain, stage: Stage, before: str | None, redo: Sequence[str]) -> tuple[Literal["HIT", "MISS"], str]:
     key, parts = chain.key(stage, before)
-    found = chain.directory.find_key(key)
     if stage.id in redo:
         return "MISS", "--redo"
+    found = chain.standing(stage, key)
     if found is not None:
         record = chain.directory.record(found) or {}
         chain.add(stage, key, record, before)
@@ -103,7 +103,7 @@ def _status(chain: Chain, stage: Stage, before: str | None, redo: Sequence[str])
     if earlier is None:
         begun = chain.directory.partial(stage.id).exists()
         return "MISS", "interrupted, not finished" if begun else "not made yet"
-    return "MISS", difference(earlier.get("key_parts"), parts) or "its record does not match its key"
+    return "MISS", difference(earlier.get("key_parts"), parts) or "its model is not the one that was made"
 
 
 def _details(stage: Stage, before: str | None, shapes: dict[str, Shape | None], prepared: Prepared) -> tuple[str, ...]:

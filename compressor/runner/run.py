@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,7 +74,8 @@ def run(
             smoke=recipe.smoke_rows is not None,
         )
         stop = _Making(chain, prepared, progress, say).all(redo)
-        _write_decisions(chain)
+        _write_decisions(chain, stop)
+        directory.tidy(list(chain.keys))
         ending = finish(chain, prepared, stop, progress=progress, say=say)
         return RunResult(
             report=ending.report.to_dict(),
@@ -106,17 +106,16 @@ class _Making:
         chain = self.chain
         stages = stages_of(chain.recipe)
         _refuse_unknown(redo, stages)
-        for stage_id in redo:
-            chain.directory.forget(stage_id)
+        check_classes(chain.recipe, stages, chain.data.labels)
+        self._write_recipe()
         for stage, before in with_previous(stages):
             key, parts = chain.key(stage, before)
-            found = chain.directory.find_key(key)
+            found = None if stage.id in redo else chain.standing(stage, key)
             if found is not None:
-                chain.directory.adopt(found, stage.id)
+                chain.directory.adopt(found, stage.id, keep=found in {other.id for other in stages})
                 self.say(f"{stage.id}: done already")
             else:
                 self._begin()
-                self.say(f"{stage.id}: {stage.verb}")
                 try:
                     self._make(stage, before, key, parts)
                 except GateError as refused:
@@ -130,17 +129,26 @@ class _Making:
                     return Stop(stage.id, before, gate["because"], gate["verdict"])
         return None
 
+    def _write_recipe(self) -> None:
+        """recipe.yaml, recipe.resolved.yaml and environment.json as they are now, where they differ."""
+        recipe, root = self.chain.recipe, self.chain.directory.root
+        text = json.dumps(environment(self.chain.threads), indent=2, ensure_ascii=False) + "\n"
+        wanted = {
+            "recipe.yaml": recipe.path.read_bytes(),
+            "recipe.resolved.yaml": recipe.resolved().encode(),
+            "environment.json": text.encode(),
+        }
+        for name, content in wanted.items():
+            path = root / name
+            if not path.is_file() or path.read_bytes() != content:
+                path.write_bytes(content)
+
     def _begin(self) -> None:
         """What is done once, before the first stage that has to be made."""
         if self.begun:
             return
         self.begun = True
         check_rows(self.prepared)
-        recipe, root = self.chain.recipe, self.chain.directory.root
-        if recipe.path.resolve() != (root / "recipe.yaml").resolve():
-            shutil.copyfile(recipe.path, root / "recipe.yaml")
-        (root / "recipe.resolved.yaml").write_text(recipe.resolved(), encoding="utf-8")
-        write_json(root / "environment.json", environment(self.chain.threads))
         import torch
 
         torch.set_num_threads(self.chain.threads)
@@ -160,6 +168,7 @@ class _Making:
             "checkpoint_steps": checkpoint_steps(stage),
         }
         attempt = chain.directory.begin(stage, key, record)
+        self.say(f"{stage.id}: {stage.verb}")
         judge = self._judge(stage, before, attempt)
         stage.run(
             Job(
@@ -172,7 +181,6 @@ class _Making:
                 progress=lambda what, done, total: self.progress(f"{stage.id}: {what}", done, total),
                 decide=lambda decision: append_decision(attempt.folder, stage.id, decision),
                 gate=judge,
-                base=chain.recipe.base,
                 smoke=chain.smoke,
             )
         )
@@ -269,16 +277,26 @@ def _gate_record(stage: Stage, outcome: Outcome | None) -> dict[str, Any] | None
     }
 
 
-def _write_decisions(chain: Chain) -> None:
-    """decisions.jsonl of the run: those of its stages, in order."""
-    lines = [
-        line
-        for stage in stages_of(chain.recipe)
-        if (folder := chain.directory.stage(stage.id)).is_dir()
-        for line in read_lines(folder / "decisions.jsonl")
-    ]
+def _write_decisions(chain: Chain, stop: Stop | None) -> None:
+    """decisions.jsonl of the run: those of the stages it came through, in order."""
+    lines: list[dict[str, Any]] = []
+    for stage_id in [*chain.keys, *([stop.stage] if stop and stop.stage not in chain.keys else [])]:
+        folder = chain.directory.stage(stage_id) if stage_id in chain.keys else chain.directory.partial(stage_id)
+        lines += [{**line, "stage": stage_id} for line in read_lines(folder / "decisions.jsonl")]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (chain.directory.root / "decisions.jsonl").write_text(text, encoding="utf-8")
+    path = chain.directory.root / "decisions.jsonl"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def check_classes(recipe: Recipe, stages: Sequence[Stage], labels: Sequence[str]) -> None:
+    """InputError for a METRIC@CLASS of a gate, `expect` or the budget that names no class of the rows."""
+    limits = [("budget", name) for name in recipe.budget.scores]
+    limits += [(f"{stage.id}.gate", name) for stage in stages if stage.gate for name in stage.gate.limits]
+    for where, name in limits:
+        of_class = name.partition("@")[2]
+        if of_class and of_class not in labels:
+            raise InputError(f"{where}.{name} names no class; the rows have {', '.join(labels)}")
 
 
 def _refuse_unknown(redo: Sequence[str], stages: Sequence[Stage]) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.data.rows import DataSets, Rows
+from compressor.model.manifest import read_manifest
 from compressor.runner.directory import model_digest
+from compressor.runner.keys import digest, library_versions
 from compressor.stage import Gate, Outcome, Progress
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ def answers(stage_folder: Path, part: str, *, data: DataSets, threads: int, prog
     rows: Rows = getattr(data, part)
     folder = onnx_folder(stage_folder, data=data, progress=progress)
     store = stage_folder.parent.parent / "answers"
-    kept = store / f"{model_digest(folder)[:32]}-{rows.digest()[:32]}.npy"
+    read_as = [model_digest(folder), read_manifest(folder).max_tokens, rows.digest(), threads, library_versions()]
+    kept = store / f"{digest(read_as)[:32]}.npy"
     if kept.is_file():
         return np.asarray(np.load(kept), dtype=np.float32)
     progress(f"score on {part}", 0, len(rows))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from compressor.data.encode import Encoded, collate, open_encoder
 from compressor.errors import InputError
-from compressor.model.manifest import Manifest, read_manifest
+from compressor.model.manifest import MANIFEST_NAME, Manifest, read_manifest
 from compressor.runtime.onnx import Inputs, Logits, OnnxEngine
 
 if TYPE_CHECKING:
@@ -115,10 +115,21 @@ class Predictor:
         answers = np.zeros((len(texts), width), dtype=np.float32)
         if not len(texts):
             return answers
+        self._check_columns(texts)
         encoded = self.encoder.encode(list(texts))
         for indices in by_length(encoded, self.rows_per_batch):
             answers[indices] = ask(collate(encoded, indices, self.encoder.pad_id))
         return answers
+
+    def _check_columns(self, texts: Sequence[Text]) -> None:
+        """InputError for a pair where the model reads one text, or the reverse; a stock folder does not say which."""
+        if not (self.folder / MANIFEST_NAME).is_file():
+            return
+        columns = self.manifest.text
+        for place, text in enumerate(texts):
+            if isinstance(text, tuple | list) != (len(columns) == 2):
+                wanted = f"two texts ({' and '.join(columns)})" if len(columns) == 2 else "one text"
+                raise InputError(f"{self.folder} reads {wanted} a row: row {place} (from 0) is not that: {text!r:.60}")
 
 
 def by_length(encoded: Encoded, rows: int) -> Iterator[list[int]]:

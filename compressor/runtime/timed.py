@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 
 def timed_command(folder: Path, *, engine: EngineName, threads: int, rows: Path) -> list[str]:
-    """The command line that starts this process; `rows` is a file by `write_rows`."""
-    start = [sys.executable, "-m", "compressor.runtime.timed", str(folder)]
+    """The command line that starts this process; `rows` is a file by `write_rows`.
+
+    `-P` keeps modules in the working directory, such as somebody's evaluate.py, from being taken for installed ones.
+    """
+    start = [sys.executable, "-P", "-m", "compressor.runtime.timed", str(folder)]
     return [*start, "--engine", engine, "--threads", str(threads), "--rows", str(rows)]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import lzma
 import re
-import shutil
 import stat
 import tarfile
 import zipfile
@@ -16,6 +16,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from compressor.errors import InputError
+
+MOST_BYTES = 20 * 10**9
+"""Bytes taken out of one archive at most."""
+MOST_GROWTH = 1000
+"""How many times its own size an archive may give; deflate reaches 1,032, and only on a single repeated byte."""
+ALWAYS_ALLOWED = 100 * 10**6
+"""Bytes that even the smallest archive may give."""
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,8 @@ def extract(archive: Path, inside: str, target: Path, *, name: str, drop_top: bo
     Args:
         name: what the archive is called in errors.
         drop_top: leave out the one folder that all members of an sdist lie in.
-    Raises: InputError for a member that is not there, a link or device, a path that leads outside, a broken archive.
+    Raises: InputError for a member that is not there, a link or device, a path that leads outside, a broken archive,
+    or one that unpacks to far more than it holds (over 20 GB, or over 100 MB and 1,000 times its size).
     """
     wanted = PurePosixPath(inside.strip("/"))
     if not wanted.parts or ".." in wanted.parts:
@@ -81,9 +90,20 @@ def extract(archive: Path, inside: str, target: Path, *, name: str, drop_top: bo
             found = [(member, relative) for member in members if (relative := _below(member.name, wanted, top))]
             if not found:
                 raise InputError(f"{name} holds no {str(wanted)!r}; {_nearest(members, str(wanted), top)}")
+            most = min(MOST_BYTES, max(ALWAYS_ALLOWED, MOST_GROWTH * archive.stat().st_size))
+            left = most
             for member, relative in found:
-                _write(opened, member, target, relative, name=name)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError, zlib.error) as problem:
+                left -= _write(opened, member, target, relative, name=name, most=left)
+                if left < 0:
+                    raise InputError(
+                        f"{name}: {str(wanted)!r} unpacks to more than {most / 1e6:,.0f} MB; the archive is not to be "
+                        "trusted"
+                    )
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError, zlib.error, lzma.LZMAError) as problem:
+        raise InputError(f"{name} is a broken archive: {problem}") from problem
+    except OSError as problem:
+        if problem.errno is not None:  # the disk's; gzip and bz2 give theirs no number
+            raise
         raise InputError(f"{name} is a broken archive: {problem}") from problem
 
 
@@ -95,6 +115,8 @@ def _opened(archive: Path, name: str) -> Iterator[Archive]:
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as tar:
             yield _Tar(tar)
+            while tar.fileobj is not None and tar.fileobj.read(BLOCK):
+                pass  # the checksum of a tar.gz stands at its very end and is looked at there
     else:
         raise InputError(f"{name} is neither a zip nor a tar archive, so nothing can be taken out of it")
 
@@ -113,18 +135,21 @@ def _below(member: str, wanted: PurePosixPath, top: int) -> PurePosixPath | None
     return PurePosixPath(*parts[depth - 1 :]) if tuple(parts[:depth]) == wanted.parts else None
 
 
-def _write(archive: Archive, member: Member, target: Path, relative: PurePosixPath, *, name: str) -> None:
+def _write(archive: Archive, member: Member, target: Path, relative: PurePosixPath, *, name: str, most: int) -> int:
+    """Bytes written of a member: all of it, or some number above `most` where it has more than that."""
     if ".." in relative.parts or member.name.startswith(("/", "\\")) or re.match("[A-Za-z]:", member.name):
         raise InputError(f"{name}: member {member.name!r} leads outside its folder; the archive is not to be trusted")
-    path = target.joinpath(*relative.parts[1:])
+    path, written = target.joinpath(*relative.parts[1:]), 0
     if member.kind == "folder":
         path.mkdir(parents=True, exist_ok=True)
     elif member.kind == "file":
         path.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(member.name) as source, path.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
+            while written <= most and (block := source.read(BLOCK)):
+                written += copy.write(block)
     else:
         raise InputError(f"{name}: member {member.name!r} is a {member.kind}; only plain files and folders are taken")
+    return written
 
 
 def _nearest(members: list[Member], wanted: str, top: int) -> str:

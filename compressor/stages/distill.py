@@ -38,6 +38,10 @@ class Distill(Stage):
         """The teacher, and the student where `from` names one."""
         return {"teacher": self.teacher} | ({"model": self.from_} if self.from_ else {})
 
+    def model_post_init(self, _context: object) -> None:
+        if self.from_ is not None and self.student != Student():
+            raise ValueError("takes student or from, not both: from names a student that is there already")
+
     def run(self, job: Job) -> None:
         """Calls Distiller as a user would."""
         from compressor.distill.distiller import Distiller

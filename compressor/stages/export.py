@@ -11,6 +11,7 @@ class Export(Stage):
     """ONNX, tokenizer, config and predict.py in one folder; an input that is ONNX already is taken as it is."""
 
     verb: ClassVar[str] = "export"
+    rows_read: ClassVar[tuple[str, ...]] = ("select",)
 
     to: Literal["onnx"] = "onnx"
     """File format of the model."""
@@ -21,4 +22,4 @@ class Export(Stage):
         """Calls Exporter as a user would."""
         from compressor.export.exporter import Exporter
 
-        Exporter(job.inputs["model"], data=job.data, progress=job.progress).export(job.out / "model")
+        Exporter(job.inputs["model"], data=job.data, progress=job.progress, decide=job.decide).export(job.out / "model")

@@ -13,6 +13,7 @@ class FinetuneStage(Stage):
 
     verb: ClassVar[str] = "finetune"
     trains: ClassVar[bool] = True
+    rows_read: ClassVar[tuple[str, ...]] = ("train", "select")
 
     train: Train = Train()
     """Length and speed of training."""

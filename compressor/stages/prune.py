@@ -19,6 +19,7 @@ class Prune(Stage):
 
     verb: ClassVar[str] = "prune"
     trains: ClassVar[bool] = True
+    gate_actions: ClassVar[tuple[str, ...]] = ("fail", "backtrack", "skip", "warn")
 
     remove: Remove = Remove(heads="taylor", ffn="taylor")
     """What may go, and by which score."""
@@ -31,6 +32,10 @@ class Prune(Stage):
     teacher: str | None = None
     """Id of the stage that teaches while recovering; the distill stage's teacher unless given."""
 
+    def model_post_init(self, _context: object) -> None:
+        if self.teacher is not None and self.recover is None:
+            raise ValueError("names a teacher, which only recover needs; add recover: {} or remove teacher")
+
     def references(self) -> Mapping[str, str | None]:
         """The model to prune, and the teacher of its recovery."""
         return {"model": self.from_} | ({"teacher": self.teacher or "teacher"} if self.recover else {})
@@ -39,7 +44,7 @@ class Prune(Stage):
         """Recovery with the terms, batches and teacher of the distill stage upstream where it names none."""
         if self.recover is None:
             return self
-        upstream = next((stage for stage in reversed(earlier) if isinstance(stage, Distill)), None)
+        upstream = _upstream(self.from_, earlier)
         match = self.recover.match or (upstream.match if upstream else list(DEFAULT_MATCH))
         mix = self.recover.mix or (upstream.mix if upstream else None)
         teacher = self.teacher or (upstream.teacher if upstream else "teacher")
@@ -65,3 +70,15 @@ class Prune(Stage):
             progress=job.progress,
             decide=job.decide,
         ).fit(job.out / "model", work=job.out, accept=job.gate if backtracks else None)
+
+
+def _upstream(start: str | None, earlier: Sequence[Stage]) -> Distill | None:
+    """The distill stage that a stage's input comes from, by way of `from` or of the stage before; None without one."""
+    places = {stage.id: place for place, stage in enumerate(earlier)}
+    place: int | None = places.get(start) if start is not None else len(earlier) - 1
+    while place is not None and place >= 0:
+        stage = earlier[place]
+        if isinstance(stage, Distill):
+            return stage
+        place = places.get(stage.from_) if stage.from_ is not None else place - 1
+    return None

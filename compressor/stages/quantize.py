@@ -16,6 +16,8 @@ class Quantize(Stage):
     """Try the schemes in order and keep one."""
 
     verb: ClassVar[str] = "quantize"
+    rows_read: ClassVar[tuple[str, ...]] = ("select",)
+    gate_actions: ClassVar[tuple[str, ...]] = ("fail", "fallback", "skip", "warn")
 
     try_: Annotated[list[Scheme], Field(alias="try", min_length=1)] = ["dynamic"]
     """Schemes to try."""

@@ -16,6 +16,7 @@ class Teacher(Stage):
 
     verb: ClassVar[str] = "teacher"
     trains: ClassVar[bool] = True
+    rows_read: ClassVar[tuple[str, ...]] = ("train", "select")
 
     id: str = "teacher"
     """Reserved."""

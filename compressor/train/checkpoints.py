@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -54,6 +55,15 @@ class Standing:
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, shared ones once; the tensors themselves, not copies."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def tensors_digest(module: nn.Module) -> str:
+    """SHA-256 in hex of names, shapes and bytes of all parameters and buffers."""
+    total = hashlib.sha256()
+    for name, value in sorted(module_tensors(module).items()):
+        total.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], *, what: str) -> None:

@@ -20,11 +20,12 @@ from compressor.data.settings import Data, Mix
 from compressor.device import seed_all
 from compressor.errors import InputError
 from compressor.model.encoders import has_head, load_model, save_model, shapes
-from compressor.model.manifest import Manifest, config_labels, read_config, teacher_labels
+from compressor.model.manifest import Manifest, config_labels, read_config
+from compressor.sources.digest import folder_digest
 from compressor.sources.models import resolve_model
 from compressor.sources.settings import ModelSource
-from compressor.stage import Progress, silent
-from compressor.train.fit import CHECKPOINT_FOLDER, Fitted, Loss, fit
+from compressor.stage import Progress, settings_of, silent
+from compressor.train.fit import Fitted, Loss, fit
 from compressor.train.losses import LABEL_LOSSES
 from compressor.train.scoring import Scorer, select_scorer
 from compressor.train.settings import Finetune, Train
@@ -32,6 +33,8 @@ from compressor.train.steps import STEPS_FILE
 
 SMOKE_STEPS = 2
 """Optimizer steps of a smoke run."""
+MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json")
+"""What of a model's folder decides its answers."""
 PROBE_ROWS = 8
 """Real rows on which a saved model is compared with what its folder gives back."""
 
@@ -64,7 +67,7 @@ class Finetuner:
     ) -> None:
         self.model = model
         self.data = data
-        self.settings = Finetune(train=Train() if train is None else Train.model_validate(train))
+        self.settings = Finetune(train=settings_of(Train, {} if train is None else train, "train"))
         self.seed = seed
         self.device = device
         self.progress = progress
@@ -78,17 +81,18 @@ class Finetuner:
 
         Args:
             out: folder of the model.
-            work: for checkpoints and steps.jsonl; `OUT.partial` unless given, removed at the end.
+            work: for checkpoints and steps.jsonl, kept so that a rerun finds the training done; `OUT.partial`, removed
+                at the end, unless given.
         """
         out = Path(out)
-        place = out.with_name(out.name + ".partial") if work is None else work
+        place = out.with_name(out.name + ".partial") if work is None else Path(work)
         source = model_folder(self.model, self.progress)
-        data = open_data(self.data, teacher_labels=teacher_labels(source))
+        data = open_data(self.data)
         encoder = open_encoder(source, data.max_tokens)
         pool = encoded_pool(data.train, encoder, "data.train")
         select = encoded_pool(data.select, encoder, "data.select")
         seed_all(self.seed)
-        model = load_model(source, labels=data.labels)
+        model = load_model(source, labels=data.labels, other_names="new head")
         train = self.settings.train
         loss_name = self.settings.loss
 
@@ -108,7 +112,14 @@ class Finetuner:
             what="fine-tune",
             score=select_scorer(data, select, self.score) if train.early_stop else None,
             max_steps=SMOKE_STEPS if self.smoke else None,
-            key=digest_of(data.train.digest(), data.select.digest(), data.labels, data.max_tokens, loss_name),
+            key=digest_of(
+                folder_digest(source, MODEL_FILES),
+                data.train.digest(),
+                data.select.digest(),
+                data.labels,
+                data.max_tokens,
+                loss_name,
+            ),
         )
         save_model(
             model,
@@ -117,7 +128,8 @@ class Finetuner:
             manifest=manifest_of(data, model),
             probe=probe_inputs(data.train, encoder),
         )
-        finish(place, out, own=work is None)
+        if work is None:
+            finish(place, out)
         return out
 
 
@@ -179,14 +191,11 @@ def probe_inputs(rows: Rows, encoder: Encoder) -> dict[str, Tensor]:
     return pool.batch(range(len(pool))).inputs
 
 
-def finish(work: Path, out: Path, *, own: bool) -> None:
-    """Remove the checkpoint; where `work` is the training's `own` folder keep steps.jsonl in `out`, remove the rest."""
-    if own:
-        if (work / STEPS_FILE).exists():
-            shutil.copyfile(work / STEPS_FILE, out / STEPS_FILE)
-        shutil.rmtree(work, ignore_errors=True)
-    else:
-        shutil.rmtree(work / CHECKPOINT_FOLDER, ignore_errors=True)
+def finish(work: Path, out: Path) -> None:
+    """Keep the steps.jsonl of a training's own work folder in `out` and remove the rest."""
+    if (work / STEPS_FILE).exists():
+        shutil.copyfile(work / STEPS_FILE, out / STEPS_FILE)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def digest_of(*parts: str | int | Sequence[Any]) -> str:

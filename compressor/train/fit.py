@@ -27,6 +27,7 @@ from compressor.train.checkpoints import (
     read_checkpoint,
     restore_optimizer,
     set_random_state,
+    tensors_digest,
     write_checkpoint,
 )
 from compressor.train.precision import accelerator, resolve_precision
@@ -105,9 +106,10 @@ def fit(
 
     With a checkpoint under `work / "checkpoint"` it goes on from there, and ends with the weights, to the bit, that
     it would have had without the stop (same machine and thread count). steps.jsonl in `work` gets a line a step.
+    The last checkpoint is that of the last step: a finished training is found there and takes no step again.
 
     Args:
-        model: on any device; moved to `device`.
+        model: on any device; moved to `device`. Starts from the same weights when it goes on from a checkpoint.
         source: batches of an epoch.
         loss: called with the model in train mode, a batch on the device and the share (0 to 1) of the steps done.
         train: length and speed.
@@ -235,13 +237,13 @@ class _Loop:
                 )
                 if self.score is not None and (ended or standing.step == self.total):
                     standing = self.judged(standing)
-                if standing.step % self.train.checkpoint == 0 and standing.step < self.total:
+                over = standing.stopped or standing.step == self.total
+                if over or standing.step % self.train.checkpoint == 0:
                     log.flush()
                     self.save(work / CHECKPOINT_FOLDER, standing)
                 progress(what, standing.step, self.total)
-                if standing.stopped or standing.step == self.total:
+                if over:
                     break
-        log.flush()
         kept = self.best if self.best is not None else self.average
         if kept is not None:
             set_weights(self.model, kept)
@@ -310,9 +312,9 @@ def _adamw(names: Iterable[Tensor], train: Train) -> torch.optim.AdamW:
 
 def _key(everything: nn.Module, train: Train, *, seed: int, total: int, precision: str, key: str) -> str:
     """Digest of what decides the weights as far as the loop knows it."""
-    shapes = {name: list(value.shape) for name, value in everything.named_parameters()}
     settings = train.model_dump(mode="json", exclude={"checkpoint"})
-    text = json.dumps([settings, seed, total, precision, shapes, key, torch.__version__], sort_keys=True)
+    start = tensors_digest(everything)
+    text = json.dumps([settings, seed, total, precision, start, key, torch.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

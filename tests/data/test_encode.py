@@ -43,6 +43,17 @@ def test_a_pair_is_two_segments_and_the_longer_text_is_cut_first(folder):
     assert encoded.truncated == 1
 
 
+def test_a_pair_given_as_a_list_is_the_same_pair(folder):
+    encoder = open_encoder(folder, 8)
+    lists, tuples = (encoder.encode([form(("good", "bad film")), form(("a", "film"))]) for form in (list, tuple))
+    assert (
+        [row.tolist() for row in lists.types]
+        == [row.tolist() for row in tuples.types]
+        == [[0] * 3 + [1] * 3, [0] * 3 + [1] * 2]
+    )
+    assert [row.tolist() for row in lists.ids] == [row.tolist() for row in tuples.ids]
+
+
 def test_rows_do_not_depend_on_their_company(folder, monkeypatch):
     texts = ["good", "a film", "bad films a", ""] * 5
     encoder = open_encoder(folder, 16)
@@ -70,7 +81,7 @@ def test_special_tokens_are_known_by_name(folder):
     assert (encoder.pad_id, encoder.mask_id) == (7, 8)
 
 
-@pytest.mark.parametrize("text", ["half \ud800", 7, None, ("good", 7)])
+@pytest.mark.parametrize("text", ["half \ud800", 7, None, ("good", 7), ["good", None], ["good"], ("good", "bad", "a")])
 def test_what_is_no_text_is_named_by_its_row(folder, text):
     with pytest.raises(InputError, match=r"^row 2 \(from 0\) is no text that can be encoded: .*; give a string"):
         open_encoder(folder, 16).encode(["good", "bad", text])
@@ -100,4 +111,68 @@ def test_a_folder_without_a_tokenizer_or_with_fewer_positions_is_refused(folder)
     with pytest.raises(
         InputError, match=r"holds no tokenizer\.json; open the model once with transformers' AutoTokenizer"
     ):
+        open_encoder(folder, 8)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'-éüß这家酒店很好不错电影"
+SENTENCES = [
+    "The Café isn't OPEN, is it?",
+    "unbelievably good [MASK] films!\t\u200b naïve Über-große",
+    "这家酒店很好，不错!",
+    "电影 film很好 x" * 9,
+    "",
+    " \ufffd ",
+    ("Is it good?", "这电影不错"),
+    ("word " * 20, "short"),
+]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"do_lower_case": False},
+        {"do_lower_case": True, "strip_accents": False, "tokenizer_class": "BertTokenizerFast"},
+        {"tokenize_chinese_chars": False, "unk_token": "[UNK]"},
+    ],
+)
+def test_vocab_txt_alone_gives_the_ids_of_transformers(tmp_path, settings):
+    from transformers import BertTokenizerFast
+
+    from compressor.model.encoders import copy_tokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "The", "film", "good", "##ly", "cafe", "Café"]
+    pieces = [form + letter for letter in LETTERS for form in ("", "##")]
+    (tmp_path / "vocab.txt").write_text("\n".join(words + pieces) + "\n", encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 64}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    stock = BertTokenizerFast.from_pretrained(tmp_path)
+    (tmp_path / "made").mkdir()
+    copy_tokenizer(tmp_path, tmp_path / "made")
+    here, there = open_encoder(tmp_path, 24), open_encoder(tmp_path / "made", 24)
+    assert (here.pad_id, here.mask_id, here.unknown_id, here.special_ids) == (0, 4, 1, (0, 1, 2, 3, 4))
+    for text in SENTENCES:
+        first, second = text if isinstance(text, tuple) else (text, None)
+        wanted = stock(first, second, truncation="longest_first", max_length=24)
+        encoded = here.encode([text])
+        assert encoded.ids[0].tolist() == wanted["input_ids"] == there.encode([text]).ids[0].tolist()
+        if second is not None:
+            assert encoded.types[0].tolist() == wanted["token_type_ids"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", {"model_type": "bert", "tokenizer_class": "BertJapaneseTokenizer"}),
+        ("tokenizer_config.json", {"tokenizer_class": "MPNetTokenizer"}),
+        ("tokenizer_config.json", {"cls_token": "<s>"}),
+        ("added_tokens.json", {"<user>": 10}),
+    ],
+)
+def test_a_vocabulary_that_does_not_say_the_whole_tokenizer_is_refused(folder, name, content):
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    assert open_encoder(folder, 8).encode(["good films"]).ids[0].tolist() == [2, 5, 7, 9, 3]
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"holds no tokenizer\.json; open the model once"):
         open_encoder(folder, 8)

@@ -3,7 +3,9 @@ from typing import get_args
 
 import pytest
 
+from compressor.data.columns import check_columns
 from compressor.data.readers import READERS, head_names, read_columns
+from compressor.data.settings import Data
 from compressor.errors import InputError
 from compressor.sources.settings import RowFile, RowFormat
 
@@ -107,3 +109,21 @@ def test_the_head_of_a_long_file_tells_its_columns(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text("".join(json.dumps({"text": "é" * 500, "n": n}) + "\n" for n in range(2000)))
     assert head_names(path, RowFile(path="r.jsonl"), ["text"]) == ["text", "n"]
+
+
+MEGABYTE = "x" * (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings"),
+    [
+        ("r.jsonl", json.dumps({"text": MEGABYTE, "label": "a"}) + "\n" + json.dumps({"text": "b", "label": "b"}), {}),
+        ("r.jsonl", (json.dumps({"text": "x" * 1000}) + "\n") * 1100 + json.dumps({"text": "b", "label": "b"}), {}),
+        ("r.tsv", MEGABYTE + "\ta\nb\tb\n", {"columns": ["text", "label"]}),
+        ("r.csv", "\n" * (1 << 20) + "text,label\nb,b\n", {}),
+    ],
+)
+def test_what_the_first_megabyte_does_not_show_is_left_to_the_reading(tmp_path, name, content, settings):
+    assert columns(tmp_path, content, name, **settings).values[1][-1] == "b"
+    given = {"train": {"path": name, **settings}, "text": "text", "label": "label"}
+    assert check_columns(Data.model_validate(given), tmp_path) == []

@@ -1,13 +1,14 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_reviews, write_tiny_bert
-from transformers import AutoModelForSequenceClassification
+from tiny import make_reviews, write_tiny_bert
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
+from compressor.data import mix
 from compressor.data.encode import open_encoder
 from compressor.data.rows import DataSets, Rows
 from compressor.data.settings import Mix, Task
@@ -162,8 +163,8 @@ def test_cached_and_live_hidden_states_train_nearly_the_same_student(teacher: Pa
 
 def test_decisions_tell_the_start_the_cache_and_the_confidence(teacher: Path, tmp_path: Path) -> None:
     told: list[Decision] = []
-    mix = {"unlabelled": {"keep": {"confidence": 0.9}}}
-    distiller(teacher, decide=told.append, mix=mix).fit(tmp_path / "a")
+    sure = {"unlabelled": {"keep": {"confidence": 0.9}}}
+    distiller(teacher, decide=told.append, mix=sure).fit(tmp_path / "a")
     assert [decision.kind for decision in told] == ["confidence", "cache", "start"]
     kept, cache, start = told
     assert 0 < kept.chosen <= kept.candidates == 80
@@ -225,8 +226,60 @@ def test_a_layer_that_is_not_there_is_refused_before_training(teacher: Path, tmp
 def test_unknown_terms_and_no_terms_are_refused(teacher: Path) -> None:
     with pytest.raises(InputError, match="match needs at least one term"):
         distiller(teacher, match=[])
-    with pytest.raises(ValueError, match="temprature"):
-        distiller(teacher, match=[{"of": "logits", "temprature": 2}])
+    with pytest.raises(InputError, match=r"match\.1\.logits\.temprature: is not a setting \(got 2\)"):
+        distiller(teacher, match=[match.labels(), {"of": "logits", "temprature": 2}])
+
+
+MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
+    "train": (lambda: Distiller("t", data={}, train={"epochs": 1.0, "steps": 2}), "train: takes epochs or steps"),
+    "mix": (lambda: Distiller("t", data={}, mix={"unlabelled": {"ratio": 2}}), "mix.unlabelled.ratio: "),
+    "cache": (lambda: Distiller("t", data={}, cache="2 gigs"), "cache: must be a size such as 40MB"),
+    "student": (lambda: Distiller("t", {"layer": 2}, data={}), "student.layer: is not a setting (got 2)"),
+    "match.hidden": (lambda: match.hidden(map="each"), "match.hidden.map: must be one of uniform, first, last"),
+    "match.logits": (lambda: match.logits("kd"), "match.logits.loss: "),  # type: ignore[arg-type]
+    "match.labels": (lambda: match.labels(weight=-1.0), "match.labels.weight: must not be negative (got -1)"),
+    "mix.unlabelled": (lambda: mix.unlabelled(0.5, keep={"sure": 1.0}), "mix.unlabelled.keep.sure: is not a setting"),
+}
+
+
+@pytest.mark.parametrize("mistake", sorted(MISTAKES))
+def test_a_mistake_in_a_setting_is_an_input_error_that_names_it(mistake: str) -> None:
+    make, text = MISTAKES[mistake]
+    with pytest.raises(InputError) as error:
+        make()
+    assert str(error.value).startswith(text)
+
+
+def test_with_a_work_folder_a_rerun_finds_the_training_done_and_tells_the_same(teacher: Path, tmp_path: Path) -> None:
+    def made(name: str, told: list[Decision]) -> bytes:
+        work = str(tmp_path / "work")
+        return weights(distiller(teacher, decide=told.append).fit(tmp_path / name, work=work))  # type: ignore[arg-type]
+
+    first: list[Decision] = []
+    again: list[Decision] = []
+    assert made("one", first) == made("two", again)
+    assert [decision.kind for decision in again] == ["cache", "start"]
+    assert again == first
+    steps = [json.loads(line)["step"] for line in (tmp_path / "work" / "steps.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 14))
+
+
+def test_a_checkpoint_of_another_student_is_refused(teacher: Path, tmp_path: Path) -> None:
+    distiller(teacher, smoke=True).fit(tmp_path / "one", work=tmp_path / "work")
+    other = Student.model_validate({"layers": 2, "init": {"layers": "first"}})
+    with pytest.raises(InputError, match="another training"):
+        distiller(teacher, student=other, smoke=True).fit(tmp_path / "two", work=tmp_path / "work")
+
+
+@pytest.mark.parametrize("setting", ["vocab_size", "num_labels"])
+def test_a_student_model_of_another_vocabulary_or_other_classes_is_refused(
+    setting: str, teacher: Path, tmp_path: Path
+) -> None:
+    config = load_model(teacher).config
+    setattr(config, setting, 7)
+    student = BertForSequenceClassification(config)
+    with pytest.raises(InputError, match=r"the student has 7 (vocabulary entries|classes), the teacher \d+;"):
+        distiller(teacher, student=student).fit(tmp_path / "a")
 
 
 def test_a_loss_that_explodes_names_its_term_and_keeps_the_checkpoint(teacher: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_reviews, write_tiny_bert
+from tiny import make_reviews, write_tiny_bert
 
 from compressor.data.batches import Pool
 from compressor.data.encode import open_encoder
@@ -72,6 +72,15 @@ def test_the_teacher_answers_the_same_twice_even_if_it_was_left_in_train_mode(
     assert torch.equal(one.logits, two.logits)
     assert all(torch.equal(one.hidden[layer], two.hidden[layer]) for layer in (0, 2, 4))
     assert not one.logits.requires_grad
+
+
+def test_live_answers_are_fp32_inside_a_students_bf16(live: LiveTeacher, pools: tuple[Pool, Pool]) -> None:
+    batch = pools[0].batch(range(10))
+    outside = live.answers(batch, hidden=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = live.answers(batch, hidden=True)
+    assert torch.equal(inside.logits, outside.logits)
+    assert all(torch.equal(inside.hidden[layer], outside.hidden[layer]) for layer in (0, 2, 4))
 
 
 def test_cached_answers_equal_live_ones(live: LiveTeacher, pools: tuple[Pool, Pool], tmp_path: Path) -> None:

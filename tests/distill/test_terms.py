@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_reviews, write_tiny_bert
+from tiny import make_reviews, write_tiny_bert
 from torch import Tensor
 
 from compressor.data.batches import Batch, Pool

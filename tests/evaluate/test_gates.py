@@ -82,12 +82,16 @@ def test_rows_without_a_label_do_not_count():
         ({"macro_f1": {"drop": "<= 1pp", "vs": "slim"}}, "macro_f1: no answers of 'slim'"),
         ({"accuracy": {"drop": ">= 1pp"}}, "accuracy.drop must look like"),
         ({"accuracy": "<= 1ms"}, "accuracy must look like '>= 84pp'"),
-        ({}, "a gate needs a limit"),
     ],
 )
 def test_a_gate_that_cannot_be_judged_says_why(gate: dict, message: str):
     with pytest.raises(InputError, match=message):
         gated(gate, 1)
+
+
+def test_a_gate_without_a_limit_is_refused():
+    with pytest.raises(ValueError, match="needs a limit such as accuracy"):
+        Gate.model_validate({"else": "warn"})
 
 
 def budget_rows(
@@ -163,3 +167,16 @@ def test_one_failure_outweighs_doubt_and_doubt_outweighs_success():
 def test_a_budget_that_means_nothing_is_refused(budget: dict, message: str):
     with pytest.raises(ValidationError, match=message):
         Budget.model_validate(budget)
+
+
+def test_a_budget_against_a_stage_that_was_not_made_is_undecided():
+    import numpy as np
+
+    from compressor.evaluate.gates import Answers, judge_budget
+    from compressor.evaluate.settings import Budget
+
+    ids = np.array([0, 1, 0, 1])
+    known = Answers(ids, ids, {"teacher": ids}, ("no", "yes"))
+    budget = Budget.model_validate({"accuracy": {"drop": "<= 1pp", "vs": "slim"}})
+    (row,) = judge_budget(budget, answers=known, on_test=True, times="not timed", size_bytes=None)
+    assert (row.what, row.vs, row.verdict, row.because) == ("accuracy.drop", "slim", "undecided", "slim was not made")

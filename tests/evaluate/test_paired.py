@@ -1,5 +1,7 @@
 """Intervals of scores and drops, against formulas, direct resampling of rows, and simulated data."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -115,3 +117,23 @@ def test_rows_to_decide_solves_the_one_sided_bound_for_the_rows():
 def test_models_on_other_rows_are_refused():
     with pytest.raises(InputError, match=r"same rows \(got 3 and 2\)"):
         drop("accuracy", np.zeros(3, int), np.zeros(2, int), np.zeros(3, int), LABELS)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "matthews", "accuracy@yes"])
+def test_the_size_of_the_chunks_changes_no_number(metric: str, monkeypatch: pytest.MonkeyPatch):
+    references, before, after = two_models(6, 700, 0.05, 0.02)
+    score, fall = score_interval(metric, before, references, LABELS), drop(metric, before, after, references, LABELS)
+    monkeypatch.setattr("compressor.evaluate.paired.CHUNK_BYTES", 10_000)
+    assert score_interval(metric, before, references, LABELS) == score
+    assert drop(metric, before, after, references, LABELS) == fall
+
+
+def test_many_classes_take_little_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("compressor.evaluate.paired.RESAMPLES", 300)
+    rng = np.random.default_rng(0)
+    references, before, after = rng.integers(0, 500, (3, 5000))
+    tracemalloc.start()
+    drop("macro_f1", before, after, references, [str(each) for each in range(500)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6

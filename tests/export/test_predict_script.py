@@ -132,3 +132,30 @@ def test_a_missing_file_and_a_lone_script_are_named(desk, tmp_path):
     code, _, said = predict(desk, folder=tmp_path)
     assert code == 2
     assert "holds no model.onnx; predict.py must lie in the folder it was written to" in said
+
+
+def test_null_is_an_empty_text_and_odd_rows_are_named(desk):
+    assert predict(desk, stdin=b'{"review": null}\n')[:2] == (0, expected(desk, [""]))
+    for line, message in [
+        (b'{"review": "\\ud83d"}', "line 2 has half a character (a lone surrogate) in column 'review'"),
+        (b"[" * 100_000, "line 2 is not JSON: "),
+        (b'{"text": null}', "line 2 must have a text in column 'review'"),
+    ]:
+        code, answers, said = predict(desk, stdin=b'{"review": "dull"}\n' + line + b"\n")
+        assert (code, len(answers), said.count("\n")) == (2, 1, 1)
+        assert said.startswith(f"predict.py: {message}")
+    assert predict(desk, stdin=b"[" * 100_000)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["rows.ndjson", "rows.json", "rows.JSONL", "rows.txt", "rows"])
+def test_json_lines_are_known_by_the_first_line_that_is_not_blank(desk, name):
+    (desk / name).write_bytes(b'\n \n{"review": "dull"}\n')
+    assert predict(desk, name)[:2] == (0, expected(desk, ["", "", "dull"]))
+    assert predict(desk, stdin=(desk / name).read_bytes())[1] == predict(desk, name)[1]
+
+
+def test_a_json_file_that_is_no_json_lines_is_not_taken_for_text(desk):
+    (desk / "rows.json").write_text('[{"review": "dull"}]\n')
+    code, answers, said = predict(desk, "rows.json")
+    assert (code, answers) == (2, [])
+    assert said.startswith("predict.py: line 1 must be a JSON object with review")

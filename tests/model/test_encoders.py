@@ -17,6 +17,7 @@ from compressor.errors import InputError, StageError
 from compressor.model import encoders
 from compressor.model.encoders import load_model, model_logits, record_hidden, save_model, shapes
 from compressor.model.manifest import Manifest, read_config, read_manifest
+from compressor.model.random import save_random_model
 from compressor.model.surgery import Kept, cut, keep_all
 
 torch.set_num_threads(1)
@@ -211,3 +212,48 @@ def test_a_source_without_a_tokenizer_is_refused(tmp_path: Path, tiny_classifier
     shutil.copyfile(tiny_classifier / "config.json", tmp_path / "empty" / "config.json")
     with pytest.raises(InputError, match=r"holds no tokenizer.json"):
         encoders.copy_tokenizer(tmp_path / "empty", tmp_path)
+
+
+def test_other_class_names_get_a_new_head_where_that_is_asked_for(tiny_classifier: Path):
+    def head(labels: list[str], seed: int = 0) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return load_model(tiny_classifier, labels=labels, other_names="new head").classifier.weight
+
+    trained = load_model(tiny_classifier).classifier.weight
+    assert torch.equal(head(["good", "BAD"]), trained[[1, 0]])
+    assert not torch.isclose(head(["neg", "pos"]), trained).any()
+    assert torch.equal(head(["neg", "pos"], 1), head(["neg", "pos"], 1))
+    assert not torch.equal(head(["neg", "pos"], 1), head(["neg", "pos"], 2))
+    assert head(["neg", "pos"]).std().item() == pytest.approx(0.02, rel=0.5)
+
+
+def test_nothing_of_an_earlier_model_is_left_beside_a_saved_one(tmp_path: Path, tiny_classifier: Path):
+    model = load_model(tiny_classifier)
+    folder = save(cut(model, UNEVEN), tmp_path / "model", tiny_classifier)
+    stale = ["model.onnx", "model.onnx.data", "model-00001-of-00002.safetensors", "predict.py", "vocab.txt"]
+    for name in [*stale, "steps.jsonl"]:
+        (folder / name).write_text("old")
+    save(load_model(tiny_classifier), folder, tiny_classifier)
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "compressor.json"}
+    assert {path.name for path in folder.iterdir()} == names | {"steps.jsonl"}
+    assert torch.equal(model_logits(load_model(folder), PROBE), model_logits(load_model(tiny_classifier), PROBE))
+
+
+def test_a_model_saved_where_it_lies_keeps_its_tokenizer(tmp_path: Path, tiny_classifier: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_classifier, folder)
+    model = load_model(folder)
+    (folder / "predict.py").write_text("mine")
+    save(model, folder, folder)
+    assert (folder / "tokenizer.json").read_bytes() == (tiny_classifier / "tokenizer.json").read_bytes()
+    assert (folder / "predict.py").read_text() == "mine"
+
+
+def test_a_random_model_of_a_pruned_one_is_a_stock_one_of_its_depth(tmp_path: Path, tiny_classifier: Path):
+    pruned = save(cut(load_model(tiny_classifier), UNEVEN), tmp_path / "pruned", tiny_classifier)
+    folder = save_random_model(pruned, tmp_path / "random", hidden=16, heads=2, labels=("a", "b", "c"), seed=0)
+    config = read_config(folder)
+    assert (config["model_type"], config["num_hidden_layers"], config["hidden_size"]) == ("bert", 2, 16)
+    assert {"layer_shapes", "head_size", "auto_map"}.isdisjoint(config)
+    assert config["vocab_size"] == read_config(tiny_classifier)["vocab_size"]
+    assert load_model(folder).config.id2label == {0: "a", 1: "b", 2: "c"}

@@ -200,7 +200,7 @@ def test_footprint_of_the_shapes_is_that_of_the_model(name: str):
 
 @pytest.mark.registry
 def test_real_minilm_cut_with_uneven_heads_answers_as_the_masked_one_on_real_rows(minilm: Path):
-    from conftest import MOVIES
+    from tiny import MOVIES
 
     from compressor.data.encode import collate, open_encoder
     from compressor.data.rows import open_data

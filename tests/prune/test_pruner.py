@@ -1,9 +1,12 @@
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_reviews
+from tiny import write_reviews, write_tiny_bert
 
 from compressor.data.rows import DataSets, Rows, open_data
 from compressor.errors import GateError, InputError, StageError
@@ -150,36 +153,123 @@ def test_a_gate_that_refuses_the_first_cut_is_an_error(tmp_path: Path, tiny_clas
         pruner.fit(tmp_path / "pruned", accept=lambda _folder: outcome(passed=False))
 
 
-def test_an_interrupted_pruning_goes_on_after_the_last_step(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
-    settings = {"data": rows, "remove": TAYLOR, "until": {"macs": "0.4x"}, "steps": 3}
-    whole = Pruner(tiny_classifier, **settings).fit(tmp_path / "whole")
-    said: list[Decision] = []
+def count_cuts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets an entry for every cut made from here on."""
+    made: list[int] = []
+    monkeypatch.setattr(steps_module, "cut", lambda model, kept: made.append(1) or cut(model, kept))
+    return made
 
+
+def stop_at(step: int, said: list[Decision]) -> Callable[[Decision], None]:
     def stop(decision: Decision) -> None:
-        if decision.chosen["step"] == 3:
+        if decision.kind == "cut" and decision.chosen["step"] == step:
             raise KeyboardInterrupt
+        said.append(decision)
 
+    return stop
+
+
+def test_an_interrupted_pruning_goes_on_after_the_last_step_and_tells_the_steps_before_it_again(
+    tmp_path: Path, tiny_classifier: Path, rows: DataSets, monkeypatch: pytest.MonkeyPatch
+):
+    recover = {"train": {"steps": 3, "learning_rate": 1e-3}}
+    remove = {**TAYLOR, "layers": "taylor"}
+    settings = {"data": rows, "remove": remove, "until": {"macs": "0.4x"}, "steps": 3, "recover": recover}
+    first, said, again = list[Decision](), list[Decision](), list[Decision]()
+    whole = Pruner(tiny_classifier, **settings, decide=first.append).fit(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        Pruner(tiny_classifier, **settings, decide=stop).fit(tmp_path / "resumed")
-    out = Pruner(tiny_classifier, **settings, decide=said.append).fit(tmp_path / "resumed")
-    assert [decision.chosen["step"] for decision in said if decision.kind == "cut"] == [3]
+        Pruner(tiny_classifier, **settings, decide=stop_at(3, said)).fit(tmp_path / "resumed")
+    assert {decision.kind for decision in said} == {"cut", "layer", "cache", "start"}
+    made = count_cuts(monkeypatch)
+    out = Pruner(tiny_classifier, **settings, decide=again.append).fit(tmp_path / "resumed")
+    assert len(made) == 1
+    assert [json.dumps(vars(decision)) for decision in again] == [json.dumps(vars(decision)) for decision in first]
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-def test_leftovers_of_another_pruning_are_not_taken_up(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
-    def stop(decision: Decision) -> None:
-        if decision.chosen["step"] == 2:
+@pytest.mark.parametrize("passing", [2, 1])
+def test_with_a_work_folder_a_rerun_finds_every_cut_and_recovery_done(
+    tmp_path: Path, tiny_classifier: Path, rows: DataSets, passing: int
+):
+    recover = {"train": {"steps": 6, "learning_rate": 1e-3}}
+    settings = {"data": rows, "remove": TAYLOR, "until": {"macs": "0.5x"}, "steps": 2, "recover": recover}
+    work, trained, said = tmp_path / "work", list[str](), (list[Decision](), list[Decision]())
+
+    def accept(folder: Path) -> Outcome:
+        return outcome(passed=int(folder.parent.name.removeprefix("cut-")) <= passing)
+
+    def progress(what: str, _done: int, _total: int | None) -> None:
+        trained.append(what)
+
+    def made(name: str, told: list[Decision]) -> bytes:
+        pruner = Pruner(tiny_classifier, **settings, progress=progress, decide=told.append)
+        return (pruner.fit(tmp_path / name, work=work, accept=accept) / "model.safetensors").read_bytes()
+
+    first = made("one", said[0])
+    steps = (work / "steps.jsonl").read_bytes()
+    assert sum(what.startswith("recover") for what in trained) == 6
+    trained.clear()
+    assert made("two", said[1]) == first
+    assert not any(what.startswith("recover") for what in trained)
+    assert (work / "steps.jsonl").read_bytes() == steps
+    assert [json.dumps(vars(each)) for each in said[0]] == [json.dumps(vars(each)) for each in said[1]]
+
+
+def another(rows: DataSets, change: str) -> DataSets:
+    if change == "select":
+        return replace(rows, select=rows.select.head(5))
+    return replace(rows, max_tokens=16) if change == "max_tokens" else rows
+
+
+@pytest.mark.parametrize("change", ["target", "model", "select", "max_tokens"])
+def test_leftovers_of_another_pruning_are_not_taken_up(
+    tmp_path: Path, tiny_classifier: Path, rows: DataSets, monkeypatch: pytest.MonkeyPatch, change: str
+):
+    model = shutil.copytree(tiny_classifier, tmp_path / "model")
+    settings = {"remove": TAYLOR, "steps": 2, "recover": {"train": {"steps": 4}}}
+    work = tmp_path / "pruned.partial"
+    with pytest.raises(KeyboardInterrupt):
+        Pruner(model, data=rows, until={"macs": "0.3x"}, **settings, decide=stop_at(2, [])).fit(tmp_path / "pruned")
+    (work / "cut-1" / "cache").mkdir()
+    (work / "cut-2" / "checkpoint").mkdir()
+    if change == "model":
+        write_tiny_bert(model, labels=("bad", "good"), seed=9)
+    until = {"macs": "0.8x" if change == "target" else "0.3x"}
+    made, left = count_cuts(monkeypatch), list[Path]()
+
+    def decide(decision: Decision) -> None:
+        if decision.kind == "cut":
+            left.extend(path for path in work.glob("cut-*/*") if path.name != "cut.json")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.3x"}, steps=2, decide=stop).fit(
-            tmp_path / "pruned"
-        )
+        Pruner(model, data=another(rows, change), until=until, **settings, decide=decide).fit(tmp_path / "pruned")
+    assert len(made) == 1
+    assert left == []
+
+
+def test_a_finished_cut_keeps_neither_the_teachers_answers_nor_its_checkpoint(
+    tmp_path: Path, tiny_classifier: Path, rows: DataSets
+):
     said: list[Decision] = []
-    Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.8x"}, steps=2, decide=said.append).fit(
-        tmp_path / "pruned"
-    )
-    assert [decision.chosen["step"] for decision in said if decision.kind == "cut"] == [1, 2]
+    recover = {"train": {"steps": 4}, "cache": "1kB"}
+    settings = {"data": rows, "remove": TAYLOR, "until": {"macs": "0.5x"}, "steps": 2, "recover": recover}
+    Pruner(tiny_classifier, **settings, decide=said.append).fit(tmp_path / "pruned", work=tmp_path / "work")
+    assert [decision.chosen for decision in said if decision.kind == "cache"] == ["logits", "logits"]
+    for step in (1, 2):
+        left = sorted(path.name for path in (tmp_path / "work" / f"cut-{step}").iterdir())
+        assert left == ["cut.json", "model", "steps.jsonl"]
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
+    teacher = shutil.copytree(tiny_classifier, tmp_path / "teacher")
+    content = json.loads((teacher / "tokenizer.json").read_text())
+    words = content["model"]["vocab"]
+    words["dull"], words["funny"] = words["funny"], words["dull"]
+    (teacher / "tokenizer.json").write_text(json.dumps(content))
+    settings = {"data": rows, "remove": TAYLOR, "until": {"macs": "0.5x"}, "recover": {"train": {"steps": 1}}}
+    with pytest.raises(InputError, match="different tokenizers; take a student with the teacher's tokenizer"):
+        Pruner(tiny_classifier, teacher=teacher, **settings).fit(tmp_path / "pruned")
 
 
 def test_a_pruned_model_can_be_pruned_again(tmp_path: Path, tiny_classifier: Path, rows: DataSets):

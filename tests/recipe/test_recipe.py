@@ -278,3 +278,22 @@ def test_a_missing_recipe_suggests_one(project):
 def test_what_is_no_map_is_one_problem(project, text):
     (line,) = complaints(project, text)
     assert "must be a map of keys such as data: and teacher:" in line
+
+
+def test_a_gate_action_that_the_verb_cannot_do_is_refused(project):
+    stage = "{id: student, distill: {}, gate: {accuracy: {drop: '<= 1pp'}, else: backtrack}}"
+    path = project / "gate.yaml"
+    path.write_text(f"data: {{train: train.csv}}\nteacher: {{model: ./teacher}}\nstages: [{stage}]\n")
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path)
+    assert "stages.student.gate.else is not something that distill can do (got backtrack); it can fail, skip, warn" in str(
+        caught.value
+    )
+
+
+def test_set_reaches_a_setting_of_the_default_stages(project):
+    path = project / "short.yaml"
+    path.write_text("data: {train: train.csv}\nteacher: {model: ./teacher}\n")
+    recipe = Recipe.load(path, ["stages.slim.prune.steps=4"])
+    assert next(stage for stage in recipe.stages if stage.id == "slim").steps == 4
+    assert [stage.id for stage in recipe.stages] == [stage.id for stage in Recipe.load(path).stages]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_reviews, write_tiny_bert
+from tiny import make_reviews, write_tiny_bert
 
 from compressor.bench.settings import TARGETS, Benchmark
 from compressor.data.rows import DataSets, Rows
@@ -110,3 +110,8 @@ def test_models_of_other_labels_are_refused(tmp_path: Path, tiny_classifier: Pat
         measure([stranger], data=data, timing=False)
     with pytest.raises(InputError, match="two folders are called"):
         measure([tiny_classifier, tiny_classifier], data=data)
+
+
+def test_a_budget_that_cannot_be_used_is_named(tiny_classifier: Path, data: DataSets):
+    with pytest.raises(InputError, match=r"^budget: .*size must look like '<= 40MB' \(got '<= 40ms'\)"):
+        measure([tiny_classifier], data=data, budget={"size": "<= 40ms"}, timing=False)

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from model_folders import TEXTS, UNEVEN, data_of, write_classifier
 
 import compressor
+from compressor.data.rows import Rows
 from compressor.errors import InputError
 from compressor.export.exporter import Exporter
 from compressor.quantize.quantizer import Quantizer
@@ -59,11 +61,38 @@ def test_no_texts_give_no_answers(folders):
         assert load(folder).predict([]) == []
 
 
-def test_pairs_are_read_as_two_segments(folders):
-    torch, onnx = load(folders["torch"]), load(folders["onnxruntime"])
-    pairs = [("dull plot", "warm actors"), ("film", "the story is a plot and very bright")]
-    np.testing.assert_allclose(torch.logits(pairs), onnx.logits(pairs), atol=1e-4)
-    assert np.abs(torch.logits(pairs) - torch.logits([" ".join(pair) for pair in pairs])).max() > 1e-3
+PAIRS = [("dull plot", "warm actors"), ("film", "the story is a plot and very bright")]
+
+
+@pytest.fixture(scope="module")
+def pair_model(tmp_path_factory, tiny_classifier):
+    return write_classifier(tmp_path_factory.mktemp("pairs") / "torch", tiny_classifier, text=("question", "answer"))
+
+
+def test_pairs_are_read_as_two_segments(pair_model, tmp_path):
+    torch, onnx = load(pair_model), load(Exporter(pair_model).export(tmp_path / "onnx"))
+    np.testing.assert_allclose(torch.logits(PAIRS), onnx.logits(PAIRS), atol=1e-4)
+    assert np.abs(torch.logits(PAIRS) - torch.logits([(one, "") for one, _ in PAIRS])).max() > 1e-3
+    assert np.array_equal(torch.logits([list(pair) for pair in PAIRS]), torch.logits(PAIRS))
+
+
+def test_a_text_for_a_pair_or_a_pair_for_a_text_is_refused(folders, pair_model):
+    with pytest.raises(
+        InputError, match=r"reads two texts \(question and answer\) a row: row 1 \(from 0\) is not that: 'x'"
+    ):
+        load(pair_model).predict([PAIRS[0], "x"])
+    for pair in (("dull", "warm"), ["dull", "warm"]):
+        with pytest.raises(InputError, match=r"reads one text a row: row 0 \(from 0\) is not that: .'dull', 'warm'"):
+            load(folders["onnxruntime"]).predict([pair])
+
+
+def test_a_stock_folder_answers_pairs_and_is_exported_with_the_columns_of_the_rows(tiny_classifier, tmp_path):
+    rows = Rows(tuple(PAIRS), (0, 1))
+    data = replace(data_of(TEXTS), text_columns=("question", "answer"), train=rows, select=rows)
+    logits = load(tiny_classifier).logits(PAIRS)
+    onnx = load(Exporter(tiny_classifier, data=data).export(tmp_path / "onnx"))
+    assert onnx.manifest.text == ("question", "answer")
+    np.testing.assert_allclose(onnx.logits(PAIRS), logits, atol=1e-4)
 
 
 def test_features_are_the_first_tokens_hidden_states(folders):

@@ -71,3 +71,13 @@ def test_bench_times_two_models_in_turn(folders, tmp_path):
     timing = time_in_turn(commands, rows=4, rounds=2, threads=1, slot_seconds=0.01)
     assert {(slot.subject, slot.round) for slot in timing.slots} == {("a", 0), ("a", 1), ("b", 0), ("b", 1)}
     assert all(nanoseconds > 0 for slot in timing.slots for nanoseconds in slot.nanoseconds)
+
+
+def test_modules_in_the_working_directory_are_not_imported(folders, tmp_path):
+    for name in ("compressor", "evaluate", "numpy", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the working directory')")
+    rows = write_rows(tmp_path / "rows", TEXTS[:1])
+    command = timed_command(folders["onnxruntime"], engine="onnxruntime", threads=1, rows=rows)
+    env = {**os.environ, **ENV}
+    done = subprocess.run(command, input="", capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,5 @@
 import io
+import random
 import stat
 import tarfile
 import zipfile
@@ -6,6 +7,7 @@ import zipfile
 import pytest
 
 from compressor.errors import InputError
+from compressor.sources import archives
 from compressor.sources.archives import extract
 
 
@@ -87,3 +89,45 @@ def test_a_path_inside_must_lead_inside(tmp_path, inside):
     archive = zip_of(tmp_path / "a", {"d/one": b"1"})
     with pytest.raises(InputError, match="is no path inside the archive"):
         extract(archive, inside, tmp_path / "x", name="a")
+
+
+@FORMS
+def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_stopped(tmp_path, make, monkeypatch):
+    monkeypatch.setattr(archives, "BLOCK", 100)
+    members = {"d/one": b"1" * 600, "d/two": b"2" * 600}
+    archive = make(tmp_path / "a", members)
+    monkeypatch.setattr(archives, "MOST_BYTES", 1200)
+    extract(archive, "d", tmp_path / "whole", name="pack")
+    monkeypatch.setattr(archives, "MOST_BYTES", 1199)
+    with pytest.raises(InputError, match=r"^pack: 'd' unpacks to more than 0 MB; the archive is not to be trusted$"):
+        extract(archive, "d", tmp_path / "x", name="pack")
+    assert sum(path.stat().st_size for path in (tmp_path / "x").iterdir()) <= 1199 + 100
+    monkeypatch.setattr(archives, "MOST_BYTES", 10**10)
+    monkeypatch.setattr(archives, "MOST_GROWTH", 0)
+    extract(archive, "d", tmp_path / "small", name="pack")
+    monkeypatch.setattr(archives, "ALWAYS_ALLOWED", 500)
+    with pytest.raises(InputError, match="unpacks to more than 0 MB"):
+        extract(archive, "d", tmp_path / "y", name="pack")
+
+
+@pytest.mark.parametrize("form", ["gz", "bz2", "xz"])
+def test_a_damaged_tar_is_refused_by_name(tmp_path, form):
+    content = random.Random(0).randbytes(200_000)
+    with tarfile.open(tmp_path / "a", f"w:{form}") as archive:
+        info = tarfile.TarInfo("d/one")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    whole = (tmp_path / "a").read_bytes()
+    for place in (len(whole) // 2, len(whole) - 6):
+        damaged = bytearray(whole)
+        damaged[place : place + 4] = bytes(byte ^ 0xFF for byte in damaged[place : place + 4])
+        (tmp_path / "b").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"^pack is (a broken archive: |neither a zip nor a tar)"):
+            extract(tmp_path / "b", "d", tmp_path / "x", name="pack")
+
+
+def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path):
+    archive = zip_of(tmp_path / "a", {"d/one": b"1"})
+    (tmp_path / "x").write_text("in the way")
+    with pytest.raises(OSError, match=r"File exists|Not a directory"):
+        extract(archive, "d", tmp_path / "x" / "y", name="pack")

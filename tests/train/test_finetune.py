@@ -1,11 +1,12 @@
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_reviews
+from tiny import make_reviews, write_tiny_bert
 from transformers import AutoModelForSequenceClassification
 
 from compressor.data.encode import open_encoder
@@ -14,6 +15,7 @@ from compressor.data.settings import Task
 from compressor.errors import InputError
 from compressor.model.encoders import load_model
 from compressor.model.manifest import read_manifest
+from compressor.runtime.predictor import load
 from compressor.train.finetune import Finetuner, encoded_pool, import_model
 from compressor.train.scoring import pool_logits, select_scorer
 from compressor.train.settings import EarlyStop, Train
@@ -69,9 +71,30 @@ def test_a_finished_training_leaves_the_model_and_its_steps_alone(tiny_bert: Pat
     assert not list(out.rglob("*.bin"))
 
 
-def test_with_a_work_folder_only_the_checkpoint_is_removed(tiny_bert: Path, tmp_path: Path) -> None:
-    Finetuner(tiny_bert, data=reviews(), train=TRAIN).fit(tmp_path / "stage" / "model", work=tmp_path / "stage")
-    assert sorted(path.name for path in (tmp_path / "stage").iterdir()) == ["model", "steps.jsonl"]
+def test_with_a_work_folder_a_rerun_finds_the_training_done(tiny_bert: Path, tmp_path: Path) -> None:
+    def made() -> bytes:
+        work = str(tmp_path / "stage")
+        return weights(Finetuner(tiny_bert, data=reviews(), train=TRAIN).fit(tmp_path / "model", work=work))
+
+    first = made()
+    assert sorted(path.name for path in (tmp_path / "stage").iterdir()) == ["checkpoint", "steps.jsonl"]
+    steps = (tmp_path / "stage" / "steps.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "model")
+    assert made() == first
+    assert (tmp_path / "stage" / "steps.jsonl").read_bytes() == steps
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "tokenizer.json"])
+def test_a_checkpoint_of_another_source_model_is_refused(tiny_bert: Path, tmp_path: Path, changed: str) -> None:
+    train, work = Train(steps=2, batch_rows=8), tmp_path / "work"
+    source = shutil.copytree(tiny_bert, tmp_path / "source")
+    Finetuner(source, data=reviews(), train=train).fit(tmp_path / "one", work=work)
+    other = write_tiny_bert(tmp_path / "other", seed=1)
+    if changed == "tokenizer.json":
+        (other / changed).write_text((other / changed).read_text().replace('"lowercase": true', '"lowercase": false'))
+    shutil.copyfile(other / changed, source / changed)
+    with pytest.raises(InputError, match="another training"):
+        Finetuner(source, data=reviews(), train=train).fit(tmp_path / "two", work=work)
 
 
 def test_a_killed_finetuning_ends_with_the_same_file(tiny_bert: Path, tmp_path: Path) -> None:
@@ -136,7 +159,7 @@ def test_smoke_stops_after_two_steps(tiny_bert: Path, tmp_path: Path) -> None:
 
 
 def test_train_as_a_mapping_refuses_an_unknown_key(tiny_bert: Path) -> None:
-    with pytest.raises(ValueError, match="epoch"):
+    with pytest.raises(InputError, match=r"train\.epoch: is not a setting \(got 3\)"):
         Finetuner(tiny_bert, data=reviews(), train={"epoch": 3})
 
 
@@ -170,3 +193,14 @@ def test_logits_come_in_the_order_of_the_rows(tiny_classifier: Path) -> None:
         with torch.no_grad():
             alone = model(**pool.batch([row]).inputs).logits[0].numpy()
         np.testing.assert_allclose(logits[row], alone, atol=1e-5)
+
+
+def test_a_classifier_of_other_classes_is_finetuned_with_a_new_head(tiny_classifier: Path, tmp_path: Path) -> None:
+    rows = "".join(
+        json.dumps({"text": text, "label": label.upper() + "!"}) + "\n" for text, label in make_reviews(94, seed=4)
+    )
+    (tmp_path / "rows.jsonl").write_text(rows)
+    given = {"train": str(tmp_path / "rows.jsonl"), "text": "text", "label": "label", "max_tokens": 24}
+    out = Finetuner(tiny_classifier, data=given, train=TRAIN).fit(tmp_path / "teacher")
+    assert read_manifest(out).labels == ("BAD!", "GOOD!")
+    assert np.mean(np.array(load(out).predict(["a dull film", "a warm film"])) == ["BAD!", "GOOD!"]) == 1

@@ -202,7 +202,7 @@ def test_a_killed_process_resumes_with_the_same_bits(tmp_path: Path) -> None:
 def test_checkpoints_are_safetensors_and_json_alone(tmp_path: Path) -> None:
     train_toy(tmp_path, KINDS["both"])
     names = sorted(path.name for path in (tmp_path / "checkpoint").iterdir())
-    assert names == ["checkpoint.json", "step-12.safetensors"]
+    assert names == ["checkpoint.json", "step-15.safetensors"]
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
@@ -213,11 +213,33 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         train_toy(tmp_path, PLAIN, seed=6)
 
 
+def test_a_checkpoint_of_other_first_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_toy(tmp_path, PLAIN)
+    other = toy_model()
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    monkeypatch.setattr(sys.modules[__name__], "toy_model", lambda: other)
+    with pytest.raises(InputError, match="another training"):
+        train_toy(tmp_path, PLAIN)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_finished_training_run_again_takes_no_step_and_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
+    whole, fitted = train_toy(tmp_path, KINDS[kind])
+    steps = lines(tmp_path)
+    torch.manual_seed(99)
+    again, refitted = train_toy(tmp_path, KINDS[kind], progress=killed_at(fitted.steps))
+    assert same(whole, again)
+    assert lines(tmp_path) == steps
+    assert (refitted.steps, refitted.best_score) == (fitted.steps, fitted.best_score)
+    assert refitted.stopped_early == fitted.stopped_early
+
+
 def test_a_checkpoint_cut_short_is_named(tmp_path: Path) -> None:
     train_toy(tmp_path, PLAIN)
-    path = tmp_path / "checkpoint" / "step-12.safetensors"
+    path = tmp_path / "checkpoint" / "step-15.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(StageError, match=r"step-12\.safetensors cannot be read"):
+    with pytest.raises(StageError, match=r"step-15\.safetensors cannot be read"):
         train_toy(tmp_path, PLAIN)
 
 
@@ -294,7 +316,8 @@ def test_every_option_of_train_changes_the_weights(option: str, tmp_path: Path) 
 
 
 def test_checkpoint_option_says_how_often(tmp_path: Path) -> None:
-    train_toy(tmp_path, PLAIN.model_copy(update={"checkpoint": 7}))
+    with pytest.raises(Kill):
+        train_toy(tmp_path, PLAIN.model_copy(update={"checkpoint": 7}), progress=killed_at(14))
     assert (tmp_path / "checkpoint" / "step-14.safetensors").exists()
 
 
