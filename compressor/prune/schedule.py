@@ -10,9 +10,9 @@ from compressor.model import footprint
 from compressor.model.importance import Scores
 from compressor.model.manifest import LayerShape, Shapes
 from compressor.model.surgery import Kept
+from compressor.prune.settings import Kind
 
 Quantity = Literal["macs", "parameters", "heads", "ffn"]
-Kind = Literal["heads", "ffn", "layers"]
 
 
 def kept_share(target: float, *, step: int, steps: int) -> float:

@@ -8,10 +8,14 @@ from pydantic import Field
 
 from compressor.data.settings import Mix
 from compressor.distill.settings import Match
-from compressor.settings import ByteSize, KeptShare, Settings
+from compressor.settings import ByteSize, KeptShare, Settings, parse_kept_share
 from compressor.train.settings import Train
 
 Criterion = Literal["taylor", "magnitude", "random"]
+
+
+Kind = Literal["heads", "ffn", "layers"]
+"""What may be cut."""
 
 
 class Remove(Settings):
@@ -49,6 +53,26 @@ class Until(Settings):
             if (value := getattr(self, name)) is not None:
                 return name, value
         raise AssertionError("Until holds one value")
+
+
+def kinds_of(remove: Remove, until: Until) -> frozenset[Kind]:
+    """The kinds that may go; ValueError where there is none, or where one of them would change nothing that counts."""
+    every: tuple[Kind, ...] = ("heads", "ffn", "layers")
+    kinds = frozenset(kind for kind in every if getattr(remove, kind))
+    quantity, text = until.target
+    if not kinds:
+        raise ValueError("remove names nothing; give a criterion for heads, ffn or layers, such as heads: taylor")
+    for counted, other in (("heads", "ffn"), ("ffn", "heads")):
+        if quantity == counted and other in kinds:
+            raise ValueError(
+                f"until.{counted} counts {counted} alone, so remove.{other} would do nothing; "
+                f"write remove: {{{counted}: taylor}}, or until.macs"
+            )
+        if quantity == counted and not kinds & {counted, "layers"}:
+            raise ValueError(f"until.{counted} can be reached only with remove.{counted} or remove.layers")
+    if parse_kept_share(text) == 1.0:
+        raise ValueError(f"until.{quantity} must be below 1x (got {text}); 1x would remove nothing")
+    return kinds
 
 
 class Recover(Settings):

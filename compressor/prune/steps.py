@@ -23,9 +23,9 @@ from compressor.model.footprint import macs, parameters
 from compressor.model.importance import Scores
 from compressor.model.manifest import read_manifest
 from compressor.model.surgery import Kept, cut, keep_all
-from compressor.prune.schedule import Choice, Kind, Prices, choose, floor, kept_share, prices_for
+from compressor.prune.schedule import Choice, Prices, choose, floor, kept_share, prices_for
 from compressor.prune.scoring import draw_sample, masked_loss, row_inputs, score_parts
-from compressor.prune.settings import Recover, Remove, Until
+from compressor.prune.settings import Kind, Recover, Remove, Until
 from compressor.prune.targets import share_of_train
 from compressor.settings import parse_kept_share
 from compressor.sources.digest import folder_digest
@@ -109,6 +109,8 @@ class Run:
         self.prices: Prices = prices_for(self.quantity, self.sizes, parameters=parameters(model))
         self.full = self.prices.total(self.sizes.layers)
         least = floor(self.sizes, self.prices, plan.kinds)
+        if plan.smoke:  # a smoke run's model is so small that a share of the real one may lie below its floor
+            self.share = max(self.share, math.ceil(1000 * least / self.full) / 1000)
         if self._budget(self.share) < least:
             share = math.ceil(1000 * least / self.full) / 1000
             raise InputError(

@@ -135,8 +135,9 @@ class RunDirectory:
         if folder.exists() and not (same and stage.trains):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in ("model", "onnx", "model.partial"):
-            shutil.rmtree(folder / stale, ignore_errors=True)
+        for stale in ("model", "onnx", "model.partial", "candidate-*"):
+            for path in folder.glob(stale):
+                shutil.rmtree(path, ignore_errors=True)
         (folder / "decisions.jsonl").unlink(missing_ok=True)
         attempt = Attempt(folder, attempts + 1, seconds, time.time())
         started = datetime.fromtimestamp(attempt.started, UTC).isoformat(timespec="seconds")

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from compressor.distill.settings import DEFAULT_MATCH
-from compressor.prune.settings import Recover, Remove, Until
+from compressor.prune.settings import Recover, Remove, Until, kinds_of
 from compressor.settings import Integer
 from compressor.stage import Job, Stage
 from compressor.stages.distill import Distill
@@ -33,6 +33,7 @@ class Prune(Stage):
     """Id of the stage that teaches while recovering; the distill stage's teacher unless given."""
 
     def model_post_init(self, _context: object) -> None:
+        kinds_of(self.remove, self.until)
         if self.teacher is not None and self.recover is None:
             raise ValueError("names a teacher, which only recover needs; add recover: {} or remove teacher")
 

@@ -286,8 +286,9 @@ def test_a_gate_action_that_the_verb_cannot_do_is_refused(project):
     path.write_text(f"data: {{train: train.csv}}\nteacher: {{model: ./teacher}}\nstages: [{stage}]\n")
     with pytest.raises(RecipeError) as caught:
         Recipe.load(path)
-    assert "stages.student.gate.else is not something that distill can do (got backtrack); it can fail, skip, warn" in str(
-        caught.value
+    assert (
+        "stages.student.gate.else is not something that distill can do (got backtrack); it can fail, skip, warn"
+        in str(caught.value)
     )
 
 
@@ -297,3 +298,12 @@ def test_set_reaches_a_setting_of_the_default_stages(project):
     recipe = Recipe.load(path, ["stages.slim.prune.steps=4"])
     assert next(stage for stage in recipe.stages if stage.id == "slim").steps == 4
     assert [stage.id for stage in recipe.stages] == [stage.id for stage in Recipe.load(path).stages]
+
+
+def test_a_pruning_that_could_change_nothing_is_refused_before_anything_runs(project):
+    path = project / "prune.yaml"
+    path.write_text(
+        "data: {train: train.csv}\nteacher: {model: ./teacher}\nstages: [{id: slim, prune: {until: {heads: 0.5x}}}]\n"
+    )
+    with pytest.raises(RecipeError, match="heads alone, so remove.ffn would do nothing"):
+        Recipe.load(path)
