@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,15 +101,6 @@ def plain(node: Node) -> Any:
     if isinstance(node, Items):
         return [plain(item) for item in node.nodes]
     return node.value
-
-
-def rooted(value: Any, mark: Mark) -> Node:
-    """A tree of dicts, lists and scalars, all of it at one place."""
-    if isinstance(value, Mapping):
-        return Fields({str(key): Entry(rooted(item, mark), mark) for key, item in value.items()}, mark)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return Items(tuple(rooted(item, mark) for item in value), mark)
-    return Scalar(value, mark)
 
 
 def resolve_scalar(text: str) -> str | int | float | bool | None:

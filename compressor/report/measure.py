@@ -113,15 +113,17 @@ def write_report(report: Report, folder: Path, timings: Mapping[str, Timing] | s
 
 
 def read_curve(path: Path, *, most: int = 200) -> list[dict[str, float]]:
-    """Step and loss of a steps.jsonl, of the last attempt where a step stands twice, thinned to `most` points."""
-    found: dict[int, float] = {}
+    """Step and loss of a steps.jsonl, of the last attempt where a step stands twice, thinned to `most` points.
+
+    The trainings after several cuts, whose steps begin again, follow one another.
+    """
+    found: dict[tuple[int, int], float] = {}
     for line in path.read_text(encoding="utf-8").split("\n"):
         if line:
             entry = json.loads(line)
-            found[int(entry["step"])] = float(entry["loss"])
-    steps = sorted(found)
-    kept = steps[:: max(1, -(-len(steps) // most))]
-    return [{"step": step, "loss": found[step]} for step in kept]
+            found[int(entry.get("cut", 0)), int(entry["step"])] = float(entry["loss"])
+    points = [{"step": step, "loss": found[place]} for step, place in enumerate(sorted(found), 1)]
+    return points[:: max(1, -(-len(points) // most))]
 
 
 def _named(folders: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Path]:

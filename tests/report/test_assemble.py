@@ -283,3 +283,10 @@ def test_what_is_no_report_is_refused(content: str, tmp_path: Path):
         Report.read(path)
     with pytest.raises(InputError, match="is not a report"):
         Report.read(tmp_path / "none.json")
+
+
+def test_the_curves_of_several_cuts_follow_one_another(tmp_path: Path):
+    path = tmp_path / "steps.jsonl"
+    lines = [{"step": 1, "loss": 3.0, "cut": 1}, {"step": 2, "loss": 2.0, "cut": 1}, {"step": 1, "loss": 2.5, "cut": 2}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [(point["step"], point["loss"]) for point in read_curve(path)] == [(1, 3.0), (2, 2.0), (3, 2.5)]
