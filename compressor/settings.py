@@ -40,14 +40,20 @@ class Settings(BaseModel):
 
 def mistakes(problem: ValidationError, name: str) -> str:
     """What pydantic refused, one line each: the dotted place below `name`, what is wrong, the value given."""
-    lines = []
-    for each in problem.errors():
+    lines: dict[str, str] = {}
+    for each in sorted(problem.errors(), key=lambda error: error["type"] in ("model_type", "dict_type")):
         what = each["msg"].removeprefix("Value error, ")
         if each["type"] == "extra_forbidden":
             what = "is not a setting"
         given = "" if "(got " in what else f" (got {each['input']!r:.60})"
-        lines.append(f"{'.'.join([name, *map(str, each['loc'])])}: {what}{given}")
-    return "\n".join(lines)
+        place = ".".join([name, *(str(part) for part in each["loc"] if not _names_a_type(part))])
+        lines.setdefault(place, f"{place}: {what}{given}")  # of the alternatives of a union, one is told
+    return "\n".join(lines.values())
+
+
+def _names_a_type(part: int | str) -> bool:
+    """Whether a part of pydantic's place is an alternative of a union instead of a field."""
+    return isinstance(part, str) and ("[" in part or part[:1].isupper() or part in ("float", "int", "str", "bool"))
 
 
 class Ramp(Settings):
@@ -181,3 +187,28 @@ def _not_negative(number: Number) -> Number:
 
 Temperature = Annotated[Number, AfterValidator(_positive)]
 Weight = Annotated[Number, AfterValidator(_not_negative)]
+
+
+def _ratio(number: Number) -> Number:
+    ends = (number.from_, number.to) if isinstance(number, Ramp) else (number,)
+    if min(ends) < 0 or max(ends) >= 1:
+        raise ValueError(f"must be at least 0 and below 1 (got {max(ends) if max(ends) >= 1 else min(ends):g})")
+    return number
+
+
+Ratio = Annotated[Number, AfterValidator(_ratio)]
+
+
+class AutoWeight(Settings):
+    """A weight that keeps a term's gradient at a share of the whole."""
+
+    auto: Annotated[Real, Field(gt=0)] = 1.0
+    """Size of this term's gradient beside the other terms': 1 as large as each of them, 0.5 half as large."""
+
+
+def _auto_weight(value: Any) -> Any:
+    return AutoWeight() if value == "auto" else value
+
+
+TermWeight = Annotated[Weight | AutoWeight, BeforeValidator(_auto_weight)]
+"""A number, a schedule, `auto`, or `{auto: 0.5}`."""

@@ -11,8 +11,12 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from compressor.errors import InputError
 from compressor.settings import LimitText, Settings, Word, mistakes
+from compressor.sources.settings import ModelSource, RowFile
 
 Schema = TypeVar("Schema")
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+"""What the id of a stage looks like."""
 
 Progress = Callable[[str, int, int | None], None]
 """Called with (what is being done, how much is done, how much there is or None); must return quickly."""
@@ -94,7 +98,7 @@ class Job:
     out: Path
     """The folder being made; the model goes to `out / "model"`, checkpoints to `out / "checkpoint"`."""
     inputs: Mapping[str, Path]
-    """Role (`model`, `teacher`) to model folder."""
+    """Role (`model`, `teacher`, `teacher2`, `student`) to model folder, or to the file of a teacher's answers."""
     data: Any
     """data.rows.DataSets."""
     seed: int
@@ -123,7 +127,7 @@ class Stage(Settings):
     gate_actions: ClassVar[tuple[str, ...]] = ("fail", "skip", "warn")
     """What may happen when the gate is broken."""
 
-    id: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    id: Annotated[str, Field(strict=True, pattern=ID_PATTERN)]
     """Name of the stage, unique in the recipe; its folder's name."""
     from_: Word | None = Field(None, alias="from")
     """Id of the stage whose output is the input; the stage before unless given."""
@@ -133,6 +137,19 @@ class Stage(Settings):
     def references(self) -> Mapping[str, str | None]:
         """Role to the id it reads; None means the stage before (role `model`) or the teacher (role `teacher`)."""
         return {"model": self.from_}
+
+    def sources(self) -> Mapping[str, ModelSource | RowFile]:
+        """Role to what it reads from outside the recipe's stages; fetched before the first stage runs."""
+        return {}
+
+    def promised(self) -> tuple[str, ...]:
+        """Paths that `run` leaves under `job.out` with these settings."""
+        return self.outputs
+
+    def key_settings(self) -> dict[str, Any]:
+        """The settings without what its neighbours decide: id, from, gate, and where inputs lie."""
+        inputs = {"teacher", "model"} & set(type(self).model_fields)
+        return self.model_dump(mode="json", by_alias=True, exclude={"id", "from_", "gate", *inputs})
 
     def conditions(self, _device: str) -> Mapping[str, object]:
         """What of the machine decides the output; a part of the key."""

@@ -23,9 +23,11 @@ def write_classifier(
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from compressor.data.encode import open_encoder, pad
-    from compressor.model.encoders import save_model, shapes
+    from compressor.data.encode import open_encoder
+    from compressor.data.encoded import collate
+    from compressor.model.encoders import save_model
     from compressor.model.manifest import Manifest
+    from compressor.model.parts import shapes
     from compressor.model.pruned_modeling import PrunedBertConfig, PrunedBertForSequenceClassification
 
     encoder = open_encoder(tokenizer_from, 64)
@@ -50,7 +52,9 @@ def write_classifier(
                 parameter.add_(1.0)
     manifest = Manifest(labels=("bad", "good"), shapes=shapes(model), text=text, max_tokens=64)
     encoded = encoder.encode(TEXTS)
-    probe = {name: torch.from_numpy(array) for name, array in pad(encoded.ids, None, encoder.pad_id).items()}
+    probe = {
+        name: torch.from_numpy(array) for name, array in collate(encoded, range(len(encoded)), encoder.pad_id).items()
+    }
     with torch.no_grad():
         margins = model.eval()(**probe).logits @ torch.tensor([-1.0, 1.0])
         scale = 3.0 / margins.std() if margins.std() > 1e-3 else 1.0

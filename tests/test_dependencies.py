@@ -9,7 +9,8 @@ def test_optimum_names_the_model_class_and_the_sizes(tiny_classifier: Path, monk
     from optimum.exporters.tasks import TasksManager
     from optimum.utils import NormalizedConfigManager
 
-    from compressor.model.encoders import load_model, shapes
+    from compressor.model.encoders import load_model
+    from compressor.model.parts import shapes
 
     asked = []
     choose, normal = TasksManager.get_model_class_for_task, NormalizedConfigManager.get_normalized_config_class

@@ -99,6 +99,7 @@ def light_modules() -> list[str]:
         "data/encode.py",
         "train/schedules.py",
         "distill/layer_map.py",
+        "distill/cache_plan.py",
         "model/manifest.py",
     }
     light = [

@@ -151,7 +151,8 @@ def test_cut_equals_masked_on_the_fine_tuned_minilm_and_heads_in_the_wrong_order
     import torch
 
     from compressor.data.encode import collate, open_encoder
-    from compressor.model.encoders import anatomy, load_model, model_logits
+    from compressor.model.encoders import load_model, model_logits
+    from compressor.model.parts import anatomy
     from compressor.model.surgery import Kept, cut, masked
 
     folder = quickstart / "stages/teacher/model"

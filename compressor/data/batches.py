@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.data.encode import Encoded, Encoder, collate
+from compressor.data.encode import Encoder
+from compressor.data.encoded import Encoded, Tokens
 
 if TYPE_CHECKING:
     from compressor.data.rows import Rows
@@ -48,7 +49,10 @@ class Batch:
     inputs: input_ids, attention_mask, token_type_ids, each (B, L) int64. targets: (B,) int64, -100 unlabelled; (B, L)
     for token units, (B, 2) for spans. rows: (B,) int64, each row's position in its own pool. unlabelled: (B,) bool,
     True for rows of the unlabelled pool, whose positions count in that pool. valid: (B, L) bool, the tokens that are
-    units (token tasks) or may hold the answer (spans); None for row units.
+    units (token tasks) or may hold the answer (spans); None for row units. epoch: the epoch it belongs to, from 0.
+    view: number of the rows' view, 0 where nothing changes them. weights: (B,) float32 factor of each row's soft terms,
+    None where all are 1. partner, kept: (B,) int64 place in the batch of the row whose embeddings are mixed in, and
+    (B,) float32 share of the row's own ones, 1 where it is not mixed; None without mixup.
     """
 
     inputs: dict[str, Tensor]
@@ -56,19 +60,23 @@ class Batch:
     rows: Tensor
     unlabelled: Tensor
     valid: Tensor | None = None
+    epoch: int = 0
+    view: int = 0
+    weights: Tensor | None = None
+    partner: Tensor | None = None
+    kept: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
+        names = ("targets", "rows", "unlabelled", "valid", "weights", "partner", "kept")
+        tensors = {name: value for name in names if (value := getattr(self, name)) is not None}
         return replace(
             self,
             inputs={name: value.to(device, non_blocking=True) for name, value in self.inputs.items()},
-            targets=self.targets.to(device, non_blocking=True),
-            rows=self.rows.to(device, non_blocking=True),
-            unlabelled=self.unlabelled.to(device, non_blocking=True),
-            valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
+            **{name: value.to(device, non_blocking=True) for name, value in tensors.items()},
         )
 
 
@@ -96,19 +104,30 @@ class Pool:
 
     def batch(self, indices: Sequence[int], *, unlabelled: bool = False) -> Batch:
         """The rows at `indices`, in that order; `unlabelled` says that this pool is the unlabelled one."""
-        inputs = {k: torch.from_numpy(v) for k, v in collate(self.encoded, indices, self.pad_id).items()}
-        rows = torch.tensor(list(indices), dtype=torch.int64)
-        return Batch(
-            inputs,
-            torch.from_numpy(self.targets)[rows],
-            rows,
-            torch.full((len(rows),), unlabelled, dtype=torch.bool),
-        )
+        rows = np.array(indices, dtype=np.int64)
+        return batch_of(self.encoded.take(rows), self.targets[rows], rows, self.pad_id, unlabelled=unlabelled)
 
     def in_order(self, *, batch_tokens: int = 8192) -> Iterator[Batch]:
         """Every row once, shortest first; `batch.rows` says which they are. For scoring, not for training."""
         for indices in bucketed(self.lengths, batch_tokens=batch_tokens, shuffle=False):
             yield self.batch(indices)
+
+
+def batch_of(
+    tokens: Tokens,
+    targets: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    pad_id: int,
+    *,
+    unlabelled: bool | NDArray[np.bool_] = False,
+) -> Batch:
+    """Tokens as a batch padded to its longest row; targets, rows and unlabelled are (B,), the last also one for all."""
+    return Batch(
+        {name: torch.from_numpy(values) for name, values in tokens.padded(pad_id).items()},
+        torch.from_numpy(targets),
+        torch.from_numpy(rows),
+        torch.from_numpy(np.broadcast_to(unlabelled, len(rows)).copy()),
+    )
 
 
 def bucketed(
@@ -140,12 +159,18 @@ def bucketed(
     return [batches[place] for place in random.permutation(len(batches))]
 
 
-def windows(lengths: NDArray[np.int64], rows: int, batch_tokens: int | None, batch_rows: int | None) -> int:
-    """Into how many windows of WINDOW_BATCHES batches `rows` rows of these lengths fall; at least 1."""
+def windows(
+    lengths: NDArray[np.int64],
+    rows: int,
+    batch_tokens: int | None,
+    batch_rows: int | None,
+    batches: int = WINDOW_BATCHES,
+) -> int:
+    """Into how many windows of so many `batches` `rows` rows of these lengths fall; at least 1."""
     if batch_rows is None:
         mean = float(lengths.mean()) if len(lengths) else 1.0
         batch_rows = max(1, round((batch_tokens or BATCH_TOKENS) / max(mean, 1.0)))
-    return max(1, round(rows / (WINDOW_BATCHES * batch_rows)))
+    return max(1, round(rows / (batches * batch_rows)))
 
 
 def by_length_in_windows(order: NDArray[np.int64], lengths: NDArray[np.int64], count: int) -> NDArray[np.int64]:

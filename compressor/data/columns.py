@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from compressor.data.labels import order_problem, parse_bins
+from compressor.data.pools import share_problem
 from compressor.data.readers import format_of, head_names, place_of
 from compressor.data.settings import Column, Data, Label
 from compressor.data.source_rows import label_column, text_columns_of
@@ -25,6 +26,8 @@ def check_columns(data: Data, base: Path, *, teacher_labels: Sequence[str] | Non
         teacher_labels: class names of a fine-tuned teacher by id, to be held against data.labels.
     """
     problems = split_problems(data)
+    if message := share_problem([source.share for source in data.unlabelled]):
+        problems.append(("unlabelled", message))
     try:
         parse_bins(data.label)
     except InputError as problem:

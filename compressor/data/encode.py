@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.data.encoded import Encoded, check_pool, check_script, collate, offsets_of
 from compressor.errors import InputError
 from compressor.sources.encoding import lines_of, read_text
 
@@ -22,11 +23,10 @@ if TYPE_CHECKING:
 
     from compressor.data.rows import Text
 
+__all__ = ["Encoded", "Encoder", "check_pool", "check_script", "collate", "open_encoder"]
+
 CHUNK_ROWS = 2048
 """Rows handed to the tokenizer at a time; its own objects are some fifty times larger than the ids kept."""
-
-UNKNOWN_SHARE_LIMIT = 0.5
-"""Above this share of unknown tokens the vocabulary was not made for the script of the rows."""
 
 OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 """Model types whose first position is the padding id plus one."""
@@ -41,30 +41,6 @@ BERT_TOKENS = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Rows as token ids, in the order of the texts.
-
-    ids: one int32 array a row, special tokens included. types: segment ids alike, None for single texts.
-    truncated: rows that were cut to the limit. unknown, total: tokens that the vocabulary lacks, and all tokens,
-    special ones left out.
-    """
-
-    ids: list[NDArray[np.int32]]
-    types: list[NDArray[np.int32]] | None
-    truncated: int
-    unknown: int
-    total: int
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row, shape (rows,)."""
-        return np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
 
 
 @dataclass(frozen=True)
@@ -86,22 +62,42 @@ class Encoder:
         A pair is a tuple of two texts, or a list as JSON has it. Raises InputError with the number of a row that is
         neither text nor pair.
         """
-        texts = [tuple(text) if isinstance(text, list) else text for text in texts]
-        ids: list[NDArray[np.int32]] = []
-        types: list[NDArray[np.int32]] = []
-        truncated = unknown = total = 0
-        pairs = any(isinstance(text, tuple) for text in texts)
-        for start in range(0, len(texts), CHUNK_ROWS):
-            for row in self._rows(texts[start : start + CHUNK_ROWS], start):
-                row_ids = np.array(row.ids, dtype=np.int32)
-                ids.append(row_ids)
-                if pairs:
-                    types.append(np.array(row.type_ids, dtype=np.int32))
-                truncated += bool(row.overflowing)
-                total += len(row_ids) - sum(row.special_tokens_mask)
-                if self.unknown_id is not None:
-                    unknown += int((row_ids == self.unknown_id).sum())
-        return Encoded(ids, types if pairs else None, truncated, unknown, total)
+        pairs = any(isinstance(text, tuple | list) for text in texts)
+        chunks = [
+            self._chunk(texts[start : start + CHUNK_ROWS], start, pairs=pairs)
+            for start in range(0, len(texts), CHUNK_ROWS)
+        ]
+        return _joined(chunks or [Encoded.of([], [] if pairs else None)])
+
+    def _chunk(self, texts: Sequence[Text], start: int, *, pairs: bool) -> Encoded:
+        """A few texts as ids."""
+        rows = self._rows([tuple(text) if isinstance(text, list) else text for text in texts], start)
+        ids = [row.ids for row in rows]
+        encoded = Encoded.of(ids, [row.type_ids for row in rows] if pairs else None)
+        unknown = -1 if self.unknown_id is None else self.unknown_id
+        met = np.append(0, np.cumsum(encoded.ids == unknown))[encoded.offsets]
+        return replace(
+            encoded,
+            own=encoded.own - np.array([sum(row.special_tokens_mask) for row in rows], dtype=np.int32),
+            unknown_tokens=np.diff(met).astype(np.int32),
+            truncated=sum(bool(row.overflowing) for row in rows),
+        )
+
+    def continues(self) -> NDArray[np.bool_]:
+        """Which tokens go on with a word that another one began, shape (vocabulary,), by how they are spelled.
+
+        Pieces with ## do in a WordPiece vocabulary, those without a sign for the space (Ġ or ▁) in others; no token
+        where the vocabulary has neither.
+        """
+        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        spellings = [token for token in vocabulary if vocabulary[token] not in self.special_ids]
+        goes_on = np.zeros(max(vocabulary.values(), default=-1) + 1, dtype=np.bool_)
+        wordpiece = any(token.startswith("##") for token in spellings)
+        spaced = any(token.startswith(("Ġ", "▁")) for token in spellings)
+        for token in spellings:
+            inside = token.startswith("##") if wordpiece else spaced and not token.startswith(("Ġ", "▁"))
+            goes_on[vocabulary[token]] = inside and len(token) > 2 * wordpiece
+        return goes_on
 
     def _rows(self, texts: Sequence[Text], start: int) -> list[Any]:
         """The tokenizer's own rows; InputError for what is no text, counted from `start`."""
@@ -192,44 +188,17 @@ def _bert_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokenizer | No
     return tokenizer
 
 
-def collate(encoded: Encoded, indices: Sequence[int], pad_id: int) -> dict[str, NDArray[np.int64]]:
-    """The rows at `indices` as one batch padded to its longest: input_ids, attention_mask, token_type_ids.
-
-    Each of shape (len(indices), longest), int64.
-    """
-    rows = [encoded.ids[index] for index in indices]
-    types = None if encoded.types is None else [encoded.types[index] for index in indices]
-    return pad(rows, types, pad_id)
-
-
-def pad(
-    rows: Sequence[NDArray[np.int32]], types: Sequence[NDArray[np.int32]] | None, pad_id: int
-) -> dict[str, NDArray[np.int64]]:
-    """Rows of ids as one batch padded to its longest, with mask and segments; each (rows, longest) int64."""
-    longest = max((len(row) for row in rows), default=0)
-    shape = (len(rows), longest)
-    ids = np.full(shape, pad_id, dtype=np.int64)
-    mask = np.zeros(shape, dtype=np.int64)
-    segments = np.zeros(shape, dtype=np.int64)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = row
-        mask[place, : len(row)] = 1
-        if types is not None:
-            segments[place, : len(row)] = types[place]
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
-
-
-def check_script(encoded: Encoded, name: str) -> None:
-    """Nothing, where the vocabulary knows the script of the rows; `name` says which rows.
-
-    Raises: InputError when over half of the tokens are unknown.
-    """
-    if encoded.total and encoded.unknown / encoded.total > UNKNOWN_SHARE_LIMIT:
-        share = encoded.unknown / encoded.total
-        raise InputError(
-            f"{name}: {share:.0%} of the tokens are unknown to the model's vocabulary; its tokenizer was made for "
-            "another language or script, or the file was read in the wrong encoding"
-        )
+def _joined(chunks: Sequence[Encoded]) -> Encoded:
+    """All rows of the chunks, in order."""
+    types = [chunk.types for chunk in chunks if chunk.types is not None]
+    return Encoded(
+        np.concatenate([chunk.ids for chunk in chunks]),
+        offsets_of(np.concatenate([chunk.lengths for chunk in chunks])),
+        np.concatenate(types) if types else None,
+        np.concatenate([chunk.own for chunk in chunks]),
+        np.concatenate([chunk.unknown_tokens for chunk in chunks]),
+        sum(chunk.truncated for chunk in chunks),
+    )
 
 
 def _is_whole(text: str) -> bool:

@@ -12,16 +12,16 @@ from compressor.settings import Number, mistakes
 
 
 def unlabelled(
-    ratio: float,
+    ratio: Number,
     *,
     weight: Number = 1.0,
-    keep: Keep | Mapping[str, float] | None = None,
-    augment: Augment | Mapping[str, float] | None = None,
+    keep: Keep | Mapping[str, float | bool] | None = None,
+    augment: Augment | Mapping[str, float | int] | None = None,
 ) -> Mix:
     """Batches of which `ratio` are unlabelled rows.
 
     Args:
-        ratio: unlabelled share of the rows in a batch, in [0, 1).
+        ratio: unlabelled share of the rows in a batch, in [0, 1); a number or `ramp(...)`.
         weight: factor of the unlabelled rows' terms; a number or `ramp(...)`.
         keep: which rows are used, such as {"confidence": 0.8}; all unless given.
         augment: changes to all rows, such as {"mask": 0.1}; none unless given.

@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from compressor.data.columns import check_columns
 from compressor.data.labels import Bins, class_order, label_ids, parse_bins
+from compressor.data.pools import PoolPart, in_words, no_rows, share_notes, share_problem
 from compressor.data.settings import Column, Data, SelectShare, Task
 from compressor.data.source_rows import Source, Text, read_source
-from compressor.data.split import Parts, cleaned, joined, split_by_hash, split_problems
+from compressor.data.split import Cleaned, Parts, cleaned, joined, split_by_hash, split_problems
 from compressor.errors import InputError
 from compressor.sources.settings import RowFile
 
-__all__ = ["DataSets", "Rows", "Text", "check_columns", "open_data", "read_data"]
+__all__ = ["DataSets", "PoolPart", "Rows", "Text", "check_columns", "open_data", "read_data"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,10 @@ class DataSets:
     test: Rows | None
     """None where the data has no test rows."""
     unlabelled: Rows
-    removed: dict[str, int] = field(default_factory=lambda: {"leaked": 0, "duplicate": 0, "empty": 0})
+    removed: dict[str, int] = field(default_factory=no_rows)
     """Rows taken out of train and pool: texts of select or test, repetitions, blank ones."""
+    pools: tuple[PoolPart, ...] = ()
+    """What `unlabelled` is made of, in order; empty means one source without a share."""
     notes: tuple[str, ...] = ()
     """What a reader of the report should know about the rows, one sentence each."""
 
@@ -86,6 +89,8 @@ def read_data(data: Data, task: Task, *, base: Path, teacher_labels: Sequence[st
     """
     for key, message in split_problems(data):
         raise InputError(f"data.{key} {message}")
+    if problem := share_problem([source.share for source in data.unlabelled]):
+        raise InputError(f"data.unlabelled {problem}")
     bins = parse_bins(data.label)
     main = read_source(data.train, data, base=base, bins=bins)
     labelled = [place for place, label in enumerate(main.labels) if label is not None]
@@ -109,6 +114,7 @@ def read_data(data: Data, task: Task, *, base: Path, teacher_labels: Sequence[st
     found = {label for label in main.labels if label is not None}
     names = class_order(data, found, bins=bins, teacher=teacher_labels, name=main.name)
     pool = joined(parts.pool)
+    sources = _pool_parts(data, main, parts)
     return DataSets(
         task=task,
         labels=names,
@@ -119,7 +125,8 @@ def read_data(data: Data, task: Task, *, base: Path, teacher_labels: Sequence[st
         test=None if parts.test is None else _numbered(parts.test, names),
         unlabelled=Rows(pool, (None,) * len(pool)),
         removed=parts.removed,
-        notes=tuple(notes + parts.notes),
+        pools=sources,
+        notes=tuple(notes + parts.notes + share_notes(sources)),
     )
 
 
@@ -161,6 +168,14 @@ def text_names(text: Column | list[Column]) -> tuple[str, ...]:
     return tuple(name if isinstance(name, str) else spare for name, spare in zip(columns, made_up, strict=True))
 
 
+def _pool_parts(data: Data, main: Source, parts: Cleaned) -> tuple[PoolPart, ...]:
+    """The pool's sources after cleaning, what the train file left over first; sources that never had rows are out."""
+    names = (f"unlabelled rows of {main.name}", *(source.path for source in data.unlabelled))
+    shares = (None, *(source.share for source in data.unlabelled))
+    found = zip(names, map(len, parts.pool), shares, parts.pool_removed, strict=True)
+    return tuple(PoolPart(*part) for part in found if part[1] or sum(part[3].values()))
+
+
 def _scored(source: RowFile, data: Data, base: Path, bins: Bins | None, notes: list[str]) -> Source:
     """Rows that a score is taken on: those with a label, and a note on how many had none."""
     rows = read_source(source, data, base=base, bins=bins)
@@ -189,8 +204,9 @@ def _trainable(source: Source, names: Sequence[str], *, removed: Mapping[str, in
     rows = _numbered(source, names)
     found = sorted({names[label] for label in rows.labels if label is not None})
     if not found:
-        counts = ", ".join(f"{count} {why}" for why, count in removed.items())
-        raise InputError(f"{source.name}: no row to train on is left (removed: {counts}); give it rows of its own")
+        raise InputError(
+            f"{source.name}: no row to train on is left (removed: {in_words(removed)}); give it rows of its own"
+        )
     if len(found) == 1:
         raise InputError(
             f"{source.name}: every row to train on has the label {found[0]!r}; a classifier needs at least two "

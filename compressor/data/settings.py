@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compressor.settings import Integer, MetricName, Settings, Share, Weight, Word
-from compressor.sources.settings import RowSource
+from compressor.settings import Flag, Integer, MetricName, Ratio, Settings, Share, Weight, Word
+from compressor.sources.settings import PoolSource, RowSource
 
 TaskKind = Literal["text-classification"]
 
@@ -58,8 +58,8 @@ class Data(Settings):
 
     train: RowSource
     """Labelled rows; rows without a label join the unlabelled pool."""
-    unlabelled: list[RowSource] = Field(default_factory=list)
-    """Rows without labels, for distillation."""
+    unlabelled: list[PoolSource] = Field(default_factory=list)
+    """Rows without labels, for distillation; each source may say its share of the unlabelled rows."""
     select: SelectShare | RowSource = SelectShare()
     """Rows on which every decision is made."""
     test: RowSource | None = None
@@ -77,17 +77,21 @@ class Data(Settings):
 
 
 class Keep(Settings):
-    """Which unlabelled rows are used."""
+    """Which unlabelled rows are used, and how much each counts; by the teacher's answers."""
 
     confidence: Share = 0.0
     """Least probability of the teacher's first class for a row to be kept."""
+    weigh: Flag = False
+    """Lets a row count by the probability of the teacher's first class, their mean being 1."""
+    balance: Flag = False
+    """Draws the teacher's classes equally often."""
 
 
 class Unlabelled(Settings):
     """How unlabelled rows are mixed in."""
 
-    ratio: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.5
-    """Unlabelled share of the rows in a batch."""
+    ratio: Ratio = 0.5
+    """Unlabelled share of the rows in a batch; a number or a schedule."""
     weight: Weight = 1.0
     """Factor of the unlabelled rows' terms against those of labelled rows."""
     keep: Keep = Keep()
@@ -99,6 +103,25 @@ class Augment(Settings):
 
     mask: Share = 0.0
     """Share of the tokens replaced by the mask token, in every row."""
+    delete: Annotated[Share, Field(lt=1)] = 0.0
+    """Share of the tokens left out, in every row; at least one stays."""
+    ngram: Share = 0.0
+    """Share of the rows of which a run of one to five neighbouring words' tokens alone is kept."""
+    mixup: Share = 0.0
+    """Share of the rows whose embeddings are mixed with another row's of the batch; these take no part in labels."""
+    views: Annotated[Integer, Field(ge=1, le=8)] | None = None
+    """Different views of a row, so that the teacher's answers can be kept; null makes a new one every epoch."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether any row is changed."""
+        return any((self.mask, self.delete, self.ngram, self.mixup))
+
+    def model_post_init(self, _context: object) -> None:
+        if self.views is not None and self.mixup:
+            raise ValueError("views keeps answers to single rows, which mixup has none of; leave one of them out")
+        if self.views is not None and not self.changes:
+            raise ValueError("views needs a change such as mask: 0.1; without one every view is the same")
 
 
 class Mix(Settings):

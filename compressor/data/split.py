@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from compressor.data.pools import no_rows
 from compressor.data.settings import Data, SelectShare, Split
 from compressor.data.source_rows import Source, Text
 from compressor.errors import InputError
@@ -32,6 +33,8 @@ class Cleaned:
     select: Source
     test: Source | None
     removed: dict[str, int]
+    pool_removed: tuple[dict[str, int], ...]
+    """The part of `removed` that went from each source of the pool."""
     notes: list[str]
 
 
@@ -113,9 +116,14 @@ def cleaned(parts: Parts, share: float) -> Cleaned:
     Leaked is a text that stands in test or select too; repeated one that stood before in train, or in train or pool
     for a row of the pool. Without a `select`, `share` of what is left of train becomes it.
     """
-    removed = {"leaked": 0, "duplicate": 0, "empty": 0}
+    removed = no_rows()
+    pool_removed = tuple(no_rows() for _source in parts.pool)
+
+    def clean(pool: Sequence[Source], why: str, goes: Callable[[Text], bool]) -> list[Source]:
+        return [_without(source, own, why, goes) for source, own in zip(pool, pool_removed, strict=True)]
+
     train = _without(parts.train, removed, "empty", is_empty)
-    pool = [_without(source, removed, "empty", is_empty) for source in parts.pool]
+    pool = clean(parts.pool, "empty", is_empty)
     held = _texts_of(parts.test)
     if parts.select is None:
         train = _without(train, removed, "leaked", held.__contains__)
@@ -130,11 +138,12 @@ def cleaned(parts: Parts, share: float) -> Cleaned:
     notes = _odd(select, parts.test, train)
     held |= _texts_of(select)
     train = _without(train, removed, "leaked", held.__contains__)
-    pool = [_without(source, removed, "leaked", held.__contains__) for source in pool]
+    pool = clean(pool, "leaked", held.__contains__)
     seen: set[Text] = set()
     train = _without(train, removed, "duplicate", _repeats(seen))
-    pool = [_without(source, removed, "duplicate", _repeats(seen)) for source in pool]
-    return Cleaned(train, tuple(pool), select, parts.test, removed, notes)
+    pool = clean(pool, "duplicate", _repeats(seen))
+    total = {why: removed[why] + sum(own[why] for own in pool_removed) for why in removed}
+    return Cleaned(train, tuple(pool), select, parts.test, total, pool_removed, notes)
 
 
 def _without(rows: Source, removed: dict[str, int], why: str, goes: Callable[[Text], bool]) -> Source:

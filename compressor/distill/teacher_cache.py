@@ -1,240 +1,288 @@
-"""The teacher's answers: computed once for all rows and read from disk, or at every step.
-
-The one pass over the rows is sorted by length, without gradients, in larger batches than training takes.
-"""
+"""The teacher's answers: computed once for all rows, and read from disk at every step."""
 
 # B rows of a batch, L tokens, D hidden, C classes, N rows of all pools together
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from compressor.data.batches import Batch, Pool, bucketed
-from compressor.model.encoders import record_hidden, shapes
-from compressor.stage import Progress
+from compressor.data.augment import Views
+from compressor.data.batches import Batch, Pool
+from compressor.distill.answers import Answers, LiveTeacher, Teacher, recorded, wanted_layers
+from compressor.distill.cache_files import CacheFiles, Contents
+from compressor.distill.cache_plan import CachePlan, cache_plan
+from compressor.distill.settings import Cache
+from compressor.distill.teacher_pass import TeacherPass
+from compressor.distill.together import Teachers, device_of
+from compressor.errors import InputError
+from compressor.model.parts import shapes
+from compressor.model.states import continue_layers
+from compressor.stage import Decision, Progress, silent
 
-PASS_TOKENS = 4096
-"""Tokens a batch, padding included, in the teacher's pass."""
+__all__ = [
+    "CACHE_FOLDER",
+    "Answers",
+    "CachedTeacher",
+    "LiveTeacher",
+    "Teacher",
+    "open_cache",
+    "pool_logits",
+    "recorded",
+]
+
 CACHE_FOLDER = "cache"
-NOTE, LOGITS, HIDDEN, OFFSETS = "cache.json", "logits.npy", "hidden.f16", "offsets.npy"
-LOGIT_BYTES, HIDDEN_BYTES, OFFSET_BYTES = 4, 2, 8
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What the teacher says about a batch."""
-
-    logits: Tensor
-    """(B, C) fp32."""
-    hidden: dict[int, Tensor]
-    """Layer (0 the embeddings) to (B, L, D); whatever stands at padding has no meaning."""
-
-
-class Teacher(Protocol):
-    """Answers to batches of the rows of a training."""
-
-    def answers(self, batch: Batch, *, hidden: bool) -> Answers:
-        """The answers to a batch; hidden states only where they are asked for."""
-
-
-@dataclass(frozen=True)
-class LiveTeacher:
-    """The teacher itself, in eval mode and without gradients at every call."""
-
-    model: PreTrainedModel
-    layers: tuple[int, ...]
-
-    def answers(self, batch: Batch, *, hidden: bool) -> Answers:
-        """Computed now, from the batch's own tokens."""
-        self.model.eval()
-        layers = self.layers if hidden else ()
-        # fp32, as in the cache, also where the student's loss is computed under autocast
-        plain = torch.autocast(batch.rows.device.type, enabled=False)
-        with plain, torch.inference_mode(), recorded(self.model, layers) as states:
-            logits = self.model(**batch.inputs).logits.float()
-        # copies made outside inference mode may take part in a loss that is differentiated
-        return Answers(logits.clone(), {layer: states[layer].clone() for layer in layers})
+CONFIDENCE_FOLDER = "confidence"
+"""Beside the cache, for logits of rows that training may never draw."""
+DAMAGED = "teacher's answers on disk are damaged, computing them anew"
 
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """Answers read from memory (logits) and from a memory-mapped file (hidden states)."""
+    """Answers read from disk; layers that did not fit are computed from the nearest one below that did."""
 
-    live: LiveTeacher
-    """Answers for hidden states where those did not fit."""
-    logits: Tensor
-    """(N, C) fp32, NaN for rows that were not computed."""
-    offsets: NDArray[np.int64]
-    """(N,) first token of each row in `states`."""
-    states: NDArray[np.float16] | None
-    """(tokens, layers, D); None where they did not fit or none are wanted."""
+    teachers: Teachers
+    live: Teacher
+    files: CacheFiles
+    layers: tuple[int, ...]
+    """Teacher layers that may be asked for."""
     labelled_rows: int
     """Rows of the unlabelled pool come after so many."""
+    plan: CachePlan
 
-    def answers(self, batch: Batch, *, hidden: bool) -> Answers:
-        """Looked up by `batch.rows`."""
-        if hidden and self.states is None and self.live.layers:
-            return self.live.answers(batch, hidden=True)
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """(views, N, C), NaN for rows that were not computed or that nobody answers."""
+        return cast("NDArray[np.float32]", self.files.logits)
+
+    def answers(self, batch: Batch, *, hidden: bool | Collection[int]) -> Answers:
+        """Looked up by `batch.rows` and `batch.view`."""
         device = batch.rows.device
-        places = (batch.rows + batch.unlabelled * self.labelled_rows).cpu()
-        return Answers(self.logits[places].to(device), self._states(batch, places, device) if hidden else {})
+        places = (batch.rows + batch.unlabelled * self.labelled_rows).cpu().numpy()
+        logits = torch.from_numpy(self.files.lookup(batch.view, places)).to(device)
+        wanted = wanted_layers(self.layers, hidden)
+        kept = [layer for layer in wanted if layer in self.files.contents.layers]
+        length = batch.inputs["attention_mask"].shape[1]
+        states = {layer: self.files.states(layer, batch.view, places, length, device) for layer in kept}
+        missing = [layer for layer in wanted if layer not in states]
+        if missing:
+            states |= self._computed(batch, missing, states, places)
+        return Answers(logits, states)
 
-    def _states(self, batch: Batch, places: Tensor, device: torch.device) -> dict[int, Tensor]:
-        if self.states is None:
-            return {}
-        mask = batch.inputs["attention_mask"]
-        found = np.zeros((*mask.shape, *self.states.shape[1:]), dtype=np.float16)
-        for row, (place, length) in enumerate(zip(places.tolist(), mask.sum(1).tolist(), strict=True)):
-            first = int(self.offsets[place])
-            found[row, :length] = self.states[first : first + length]
-        both = torch.from_numpy(found).to(device, non_blocking=True)
-        return {layer: both[:, :, index] for index, layer in enumerate(self.live.layers)}
-
-
-@dataclass(frozen=True)
-class CacheSize:
-    """Bytes that a cache needs on disk."""
-
-    logits: int
-    hidden: int
-
-    def fits(self, budget: int) -> bool:
-        """Whether all of it fits in `budget` bytes."""
-        return self.logits + self.hidden <= budget
-
-
-def recorded(model: nn.Module, layers: Sequence[int]) -> contextlib.AbstractContextManager[dict[int, Tensor]]:
-    """What `record_hidden` gives; without layers an empty dict, so that an encoder of unknown parts can be used."""
-    if not layers:
-        return contextlib.nullcontext({})
-    return record_hidden(cast(PreTrainedModel, model), layers=layers)
-
-
-def cache_size(*, rows: int, tokens: int, classes: int, layers: int, hidden: int) -> CacheSize:
-    """Bytes for so many rows, tokens (padding left out), classes, layers and channels.
-
-    >>> cache_size(rows=100_000, tokens=4_000_000, classes=3, layers=4, hidden=768).hidden
-    24576000000
-    """
-    return CacheSize(rows * (classes * LOGIT_BYTES + OFFSET_BYTES), tokens * layers * hidden * HIDDEN_BYTES)
+    def _computed(
+        self, batch: Batch, missing: Sequence[int], states: dict[int, Tensor], places: NDArray[np.int64]
+    ) -> dict[int, Tensor]:
+        """States of layers that are not on disk."""
+        below = [layer for layer in self.files.contents.layers if layer < min(missing)]
+        if not below or self.teachers.encoder is None:
+            return self.live.answers(batch, hidden=missing).hidden
+        start, mask_BL = max(below), batch.inputs["attention_mask"]
+        given = states.get(start)
+        if given is None:
+            given = self.files.states(start, batch.view, places, mask_BL.shape[1], mask_BL.device)
+        model = self.teachers.encoder.model.eval()
+        with torch.autocast(mask_BL.device.type, enabled=False), torch.inference_mode():
+            found = continue_layers(model, given, mask_BL, start=start, layers=missing)
+        return {layer: state.clone() for layer, state in found.items()}
 
 
 def open_cache(
-    live: LiveTeacher,
+    teachers: Teachers,
     pools: Sequence[Pool],
     used: Sequence[NDArray[np.int64]],
     *,
+    layers: Sequence[int],
     folder: Path,
-    budget: int,
-    key: str,
-    progress: Progress,
-) -> CachedTeacher:
-    """A teacher whose answers to the used rows are on disk; computed unless `folder` holds them complete under `key`.
+    cache: Cache,
+    views: Views | None = None,
+    view_count: int = 1,
+    progress: Progress = silent,
+    decide: Callable[[Decision], None] | None = None,
+) -> Teacher:
+    """A teacher whose answers to the used rows are on disk; those that `folder` does not hold yet are computed.
 
-    Hidden states are kept whole or not at all: where one layer must be computed the teacher runs anyway.
+    An interrupted pass goes on where it was; files that are not as they were written are made anew. Files of answers
+    alone are not copied: such teachers answer directly.
 
     Args:
-        live: the teacher, with the layers wanted.
-        pools: labelled rows, then the unlabelled ones where there are any.
+        teachers: as opened for these rows.
+        pools: labelled rows, then the unlabelled ones where there are any, in the student's tokens.
         used: positions in each pool that training will draw, ascending.
-        folder: made if missing, emptied where it holds something else.
-        budget: bytes; where the hidden states do not fit they are computed at every step.
-        key: digest of teacher, rows and tokenizer.
+        layers: teacher layers that the terms need, 0 the embeddings.
+        folder: made if missing; a cache of other contents in it is removed.
+        cache: budget, how states are written, and the arithmetic of the pass.
+        views: changes to the rows that come back, with `augment.views` set; None leaves them as they are.
+        view_count: views that will be drawn, from 0.
         progress: called as `teacher's answers`.
+        decide: told the arithmetic of the pass, and what is on disk and what is computed at every step.
+    Raises: InputError for changes without `views` or mixed rows, which are never seen twice; StageError for an answer
+        that is not finite, naming the row.
     """
-    sizes = shapes(live.model)
-    classes = int(live.model.config.num_labels)
-    lengths = np.concatenate([pool.lengths for pool in pools])
-    chosen = np.concatenate([rows + sum(map(len, pools[:index])) for index, rows in enumerate(used)])
-    tokens = int(lengths[chosen].sum())
-    size = cache_size(rows=len(lengths), tokens=tokens, classes=classes, layers=len(live.layers), hidden=sizes.hidden)
-    shape = (tokens, len(live.layers), sizes.hidden) if live.layers and size.fits(budget) else None
-    note = {
-        "key": key,
-        "layers": list(live.layers),
-        "shape": shape and list(shape),
-        "rows": [_digest(rows) for rows in used],
-    }
-    if _note(folder) != note:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        _fill(live, pools, used, folder, shape=shape, classes=classes, lengths=lengths, progress=progress)
-        (folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
-    return CachedTeacher(
-        live,
-        torch.from_numpy(np.load(folder / LOGITS)),
-        np.load(folder / OFFSETS),
-        None if shape is None else np.memmap(folder / HIDDEN, np.float16, "r", shape=shape),
-        labelled_rows=len(pools[0]),
+    if views is not None and (views.augment.mixup or (views.changes_tokens and views.augment.views is None)):
+        raise InputError("mixup and changes without mix.augment.views never come back, so their answers are not kept")
+    if not teachers.computes:
+        return teachers.live(layers)
+    work = TeacherPass(teachers, pools, views, progress)
+    wanted = tuple(sorted(set(layers)))
+    known = _known(folder, progress)
+    plan = _planned(work, used if known is None else _with_done(work, known, used), wanted, cache, view_count)
+    if known is not None and _serves(work, known, plan, used, cache, view_count):
+        files = known
+    else:
+        plan = _planned(work, used, wanted, cache, view_count)
+        files = _empty(work, plan, used, folder, cache, view_count, decide)
+    work.fill(files, used, view_count=view_count)
+    cached = tuple(layer for layer in wanted if layer in files.contents.layers)
+    plan = replace(plan, cached=cached, live=tuple(layer for layer in wanted if layer not in cached))
+    if decide is not None and wanted:
+        decide(Decision("cache", "logits and hidden states" if cached else "logits", plan.sentence()))
+    return CachedTeacher(teachers, teachers.live(wanted), files, wanted, len(pools[0]), plan)
+
+
+def pool_logits(
+    teachers: Teachers,
+    pools: Sequence[Pool],
+    place: int,
+    *,
+    layers: Sequence[int],
+    folder: Path,
+    cache: Cache,
+    changed: bool = False,
+    progress: Progress = silent,
+    decide: Callable[[Decision], None] | None = None,
+) -> NDArray[np.float32]:
+    """Logits of every row of one pool as it is, shape (rows, classes), for choosing rows before training.
+
+    The answers are those of the cache that `open_cache` opens in the same folder, with hidden states where those of the
+    whole pool fit in the budget, so that no row is answered twice; else, and where rows are `changed` by augmentation,
+    logits alone are kept beside it.
+
+    Args:
+        place: of the pool in `pools`.
+        layers: as `open_cache` will be given.
+        changed: whether training sees other views of the rows.
+    """
+    work = TeacherPass(teachers, pools, None, progress)
+    everything = [np.arange(len(pool)) for pool in pools]
+    shared = not changed and not _planned(work, everything, tuple(layers), cache, 1).live
+    used = [rows if number == place else rows[:0] for number, rows in enumerate(everything)]
+    taught = open_cache(
+        teachers, pools, used, layers=layers if shared else (), folder=folder if shared else folder / CONFIDENCE_FOLDER,
+        cache=cache, progress=progress, decide=decide,
+    )  # fmt: skip
+    start = sum(map(len, pools[:place]))
+    if isinstance(taught, CachedTeacher):
+        return np.array(taught.logits[0, start : start + len(pools[place])])
+    logits = np.full((len(pools[place]), teachers.classes), np.nan, dtype=np.float32)
+    for places, batch in work.batches(used):
+        logits[places - start] = taught.answers(batch, hidden=False).logits.cpu().numpy()
+    return logits
+
+
+def _known(folder: Path, progress: Progress) -> CacheFiles | None:
+    """The cache in the folder; None where there is none, or one that is damaged."""
+    try:
+        return CacheFiles.found(folder)
+    except ValueError as problem:
+        progress(f"{DAMAGED} ({problem})", 0, None)
+        return None
+
+
+def _planned(
+    work: TeacherPass, used: Sequence[NDArray[np.int64]], layers: tuple[int, ...], cache: Cache, views: int
+) -> CachePlan:
+    """What is kept of the used rows."""
+    return cache_plan(
+        rows=sum(map(len, work.pools)),
+        tokens=sum(int(pool.lengths[rows].sum()) for pool, rows in zip(work.pools, used, strict=True)),
+        classes=work.teachers.classes,
+        layers=layers,
+        hidden=_width(work.teachers),
+        cache=cache,
+        views=views,
     )
 
 
-def _digest(rows: NDArray[np.int64]) -> str:
-    return hashlib.sha256(rows.tobytes()).hexdigest()
+def _with_done(work: TeacherPass, known: CacheFiles, used: Sequence[NDArray[np.int64]]) -> Sequence[NDArray[np.int64]]:
+    """The used rows, and those that a cache holds already."""
+    if known.contents.rows != sum(map(len, work.pools)):
+        return used
+    done, start, both = known.done(0), 0, []
+    for pool, rows in zip(work.pools, used, strict=True):
+        both.append(np.union1d(rows, np.flatnonzero(done[start : start + len(pool)])))
+        start += len(pool)
+    return both
 
 
-def _fill(
-    live: LiveTeacher,
-    pools: Sequence[Pool],
+def _serves(
+    work: TeacherPass,
+    known: CacheFiles,
+    plan: CachePlan,
+    used: Sequence[NDArray[np.int64]],
+    cache: Cache,
+    views: int,
+) -> bool:
+    """Whether a cache has, or may be given, what is planned."""
+    held = known.contents
+    if (held.key, held.asked) != (_key(work), cache.precision) or held.views < views:
+        return False
+    if plan.cached and (held.states != plan.states or not set(plan.cached) <= set(held.layers)):
+        return False
+    missing = (rows for view in range(views) for rows in work.missing(known, used, view=view))
+    return set(plan.cached) == set(held.layers) or not any(len(rows) for rows in missing)
+
+
+def _empty(
+    work: TeacherPass,
+    plan: CachePlan,
     used: Sequence[NDArray[np.int64]],
     folder: Path,
-    *,
-    shape: tuple[int, int, int] | None,
-    classes: int,
-    lengths: NDArray[np.int64],
-    progress: Progress,
-) -> None:
-    """One pass of the teacher over the used rows; the files of the cache without its note."""
-    logits = np.full((len(lengths), classes), np.nan, dtype=np.float32)
-    offsets = np.full(len(lengths), -1, dtype=np.int64)
-    states = None if shape is None else np.memmap(folder / HIDDEN, np.float16, "w+", shape=shape)
-    total, done, token = sum(map(len, used)), 0, 0
-    for start, batch in _sorted(pools, used, next(live.model.parameters()).device):
-        answers = live.answers(batch, hidden=states is not None)
-        places = batch.rows.cpu().numpy() + start
-        logits[places] = answers.logits.cpu().numpy()
-        if states is not None:
-            mask_BL = batch.inputs["attention_mask"].bool()
-            kept = torch.stack([answers.hidden[layer][mask_BL] for layer in live.layers], dim=1)
-            states[token : token + len(kept)] = kept.to(torch.float16).cpu().numpy()
-            ends = token + np.cumsum(lengths[places])
-            offsets[places] = ends - lengths[places]
-            token += len(kept)
-        done += len(places)
-        progress("teacher's answers", done, total)
-    if states is not None:
-        states.flush()
-    np.save(folder / LOGITS, logits)
-    np.save(folder / OFFSETS, offsets)
+    cache: Cache,
+    views: int,
+    decide: Callable[[Decision], None] | None,
+) -> CacheFiles:
+    """A new cache for the plan."""
+    precision = work.precision(cache.precision, used, plan.cached, decide)
+    contents = Contents(
+        key=_key(work),
+        asked=cache.precision,
+        precision=precision,
+        states=plan.states,
+        layers=plan.cached,
+        rows=sum(map(len, work.pools)),
+        views=views,
+        classes=work.teachers.classes,
+        hidden=_width(work.teachers) if plan.cached else 0,
+    )
+    int8 = plan.states == "int8" and bool(plan.cached)
+    return CacheFiles.made(folder, contents, work.channels(used, plan.cached, precision) if int8 else {})
 
 
-def _sorted(
-    pools: Sequence[Pool], used: Sequence[NDArray[np.int64]], device: torch.device
-) -> Iterator[tuple[int, Batch]]:
-    """(rows before this pool, batch on the device), each pool from short to long."""
-    start = 0
-    for pool, rows in zip(pools, used, strict=True):
-        for indices in bucketed(pool.lengths[rows], batch_tokens=PASS_TOKENS, shuffle=False):
-            yield start, pool.batch(rows[indices].tolist()).to(device)
-        start += len(pool)
+def _key(work: TeacherPass) -> str:
+    """Digest of what decides the answers beside precision and form."""
+    views = None
+    if work.views is not None and work.views.changes_tokens:
+        shares = work.views.augment.model_dump(mode="json", exclude={"views"})
+        continues = None if work.views.continues is None else hashlib.sha256(work.views.continues.tobytes()).hexdigest()
+        views = [shares, work.views.mask_id, sorted(work.views.special_ids), work.views.seed, continues]
+    rows = hashlib.sha256()
+    for pool in work.pools:
+        rows.update(pool.encoded.ids.tobytes())
+        rows.update(pool.encoded.offsets.tobytes())
+    device = device_of(work.teachers).type
+    parts = [work.teachers.digest, views, rows.hexdigest(), device, torch.__version__]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _note(folder: Path) -> object:
-    """What a complete cache says about itself; None without one."""
-    try:
-        return json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+def _width(teachers: Teachers) -> int:
+    """Channels of the hidden states; 0 where no teacher gives any."""
+    return 0 if teachers.encoder is None else shapes(teachers.encoder.model).hidden

@@ -23,8 +23,9 @@ from compressor.export.audit import Audit, audit
 from compressor.export.folder import deploy
 from compressor.export.fusion import fuse, pin_heads
 from compressor.export.parity import Difference, require_alike
-from compressor.model.encoders import load_model, shapes
+from compressor.model.encoders import load_model
 from compressor.model.manifest import MANIFEST_NAME, Manifest, read_manifest
+from compressor.model.parts import shapes
 from compressor.runtime.onnx import Inputs, Logits, OnnxEngine
 from compressor.runtime.predictor import MODEL_FILE, by_length, find_engine, load
 from compressor.stage import Decision, Progress, silent

@@ -1,4 +1,4 @@
-"""Opening, naming the parts of, and saving encoders; with pruned_modeling the only file that spells module names."""
+"""Opening and saving encoders."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from optimum.exporters.tasks import TasksManager
-from optimum.utils import NormalizedConfigManager
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
@@ -20,8 +19,10 @@ from transformers.utils import logging as transformers_logging
 
 from compressor.errors import InputError, StageError
 from compressor.model import pruned_modeling
-from compressor.model.manifest import MANIFEST_NAME, LayerShape, Manifest, Shapes, config_labels, read_config
-from compressor.model.pruned_modeling import AbsentAttention, BiasOnly, PrunedBertConfig
+from compressor.model.manifest import MANIFEST_NAME, Manifest, config_labels, read_config
+from compressor.model.parts import shapes
+from compressor.model.pruned_modeling import PrunedBertConfig
+from compressor.model.states import model_inputs
 
 RELOAD_TOLERANCE = 1e-5
 """Largest difference of a logit between a model and what its folder gives back."""
@@ -52,133 +53,6 @@ AUTO_MAP = {
     "AutoModel": "pruned_modeling.PrunedBertModel",
     "AutoModelForSequenceClassification": "pruned_modeling.PrunedBertForSequenceClassification",
 }
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The parts of one transformer layer; projections are None where that half of the layer is gone."""
-
-    whole: nn.Module
-    heads: int
-    head_size: int
-    neurons: int
-    query: nn.Linear | None
-    key: nn.Linear | None
-    value: nn.Linear | None
-    attention_output: nn.Linear | BiasOnly
-    attention_norm: nn.LayerNorm
-    up: nn.Linear | None
-    down: nn.Linear | BiasOnly
-    norm: nn.LayerNorm
-
-    @property
-    def linears(self) -> tuple[nn.Linear, ...]:
-        """The projections that are there, in the order of use."""
-        parts = (self.query, self.key, self.value, self.attention_output, self.up, self.down)
-        return tuple(part for part in parts if isinstance(part, nn.Linear))
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """The parts of an encoder with its classifier."""
-
-    encoder: PreTrainedModel
-    embeddings: nn.Module
-    tables: tuple[nn.Embedding, ...]
-    """Word, position and type embeddings."""
-    embedding_norm: nn.LayerNorm
-    layers: tuple[Layer, ...]
-    pooler: nn.Linear | None
-    classifier: nn.Linear
-
-
-def _bert_layer(module: Any, head_size: int) -> Layer:
-    inner, has_neurons = module.attention.self, hasattr(module.intermediate, "dense")
-    has_heads = not isinstance(inner, AbsentAttention)
-    return Layer(
-        whole=module,
-        heads=inner.query.out_features // inner.attention_head_size if has_heads else 0,
-        head_size=inner.attention_head_size if has_heads else head_size,
-        neurons=module.intermediate.dense.out_features if has_neurons else 0,
-        query=inner.query if has_heads else None,
-        key=inner.key if has_heads else None,
-        value=inner.value if has_heads else None,
-        attention_output=module.attention.output.dense,
-        attention_norm=module.attention.output.LayerNorm,
-        up=module.intermediate.dense if has_neurons else None,
-        down=module.output.dense,
-        norm=module.output.LayerNorm,
-    )
-
-
-def _bert_anatomy(model: Any) -> Anatomy:
-    encoder, config = model.base_model, model.config
-    size = getattr(config, "head_size", None) or config.hidden_size // config.num_attention_heads
-    parts = encoder.embeddings
-    return Anatomy(
-        encoder=encoder,
-        embeddings=parts,
-        tables=(parts.word_embeddings, parts.position_embeddings, parts.token_type_embeddings),
-        embedding_norm=parts.LayerNorm,
-        layers=tuple(_bert_layer(module, size) for module in encoder.encoder.layer),
-        pooler=encoder.pooler.dense if encoder.pooler is not None else None,
-        classifier=model.classifier,
-    )
-
-
-ANATOMIES = {"bert": _bert_anatomy, PrunedBertConfig.model_type: _bert_anatomy}
-"""Model type to the function that finds its parts."""
-
-
-def anatomy(model: PreTrainedModel) -> Anatomy:
-    """The parts of `model`; InputError for an encoder whose module names are not known here."""
-    kind = model.config.model_type
-    if kind not in ANATOMIES:
-        raise InputError(
-            f"models of type {kind!r} cannot be distilled into, pruned or exported; known are {', '.join(ANATOMIES)}"
-        )
-    return ANATOMIES[kind](model)
-
-
-def shapes(model: PreTrainedModel) -> Shapes:
-    """Width, layers and vocabulary of `model`, read from its modules where the parts are known, else its config."""
-    kind = "bert" if model.config.model_type == PrunedBertConfig.model_type else model.config.model_type
-    normal = NormalizedConfigManager.get_normalized_config_class(kind)(model.config)
-    if model.config.model_type in ANATOMIES:
-        parts = anatomy(model).layers
-        layers = tuple(LayerShape(heads=each.heads, head_size=each.head_size, ffn=each.neurons) for each in parts)
-    else:
-        size = normal.hidden_size // normal.num_attention_heads
-        shape = LayerShape(heads=normal.num_attention_heads, head_size=size, ffn=normal.config.intermediate_size)
-        layers = (shape,) * normal.num_layers
-    return Shapes(hidden=normal.hidden_size, layers=layers, vocabulary=normal.vocab_size)
-
-
-@contextlib.contextmanager
-def record_hidden(model: PreTrainedModel, *, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """A dict that each forward of `model` fills with the chosen layers' outputs, shape (rows, tokens, hidden).
-
-    Layer 0 is the embeddings' output, layer n that of the n-th transformer layer. The tensors keep their gradients.
-    """
-    parts = anatomy(model)
-    modules = (parts.embeddings, *(layer.whole for layer in parts.layers))
-    wrong = [layer for layer in layers if not 0 <= layer < len(modules)]
-    if wrong:
-        raise InputError(f"there is no layer {wrong[0]}: the model has layers 0 (embeddings) to {len(modules) - 1}")
-    states: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            states[layer] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    hooks = [modules[layer].register_forward_hook(keep(layer)) for layer in layers]
-    try:
-        yield states
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextlib.contextmanager
@@ -269,6 +143,8 @@ def _open(folder: Path, written: Mapping[str, Any], attention: str, count: int) 
             family = TasksManager.get_model_class_for_task("text-classification", model_type=config.model_type)
         config.num_labels = count
         extra = {} if pruned else {"trust_remote_code": False}
+        if not _concrete(family, config)._supports_sdpa:
+            attention = "eager"
         opened: tuple[Any, Mapping[str, Any]] = family.from_pretrained(
             folder, config=config, attn_implementation=attention, dtype=torch.float32, use_safetensors=True,
             ignore_mismatched_sizes=True, output_loading_info=True, **extra,
@@ -278,9 +154,15 @@ def _open(folder: Path, written: Mapping[str, Any], attention: str, count: int) 
     return opened
 
 
+def _concrete(family: Any, config: Any) -> Any:
+    """The class that an Auto class opens for `config`; a class that is none is itself."""
+    mapping = getattr(family, "_model_mapping", None)
+    return family if mapping is None else mapping[type(config)]
+
+
 def _check_report(folder: Path, report: Mapping[str, Any], *, fresh: bool, headed: bool) -> None:
     """Refuse weights that transformers would have drawn at random without a word."""
-    allowed = ("classifier.",) if headed else ("classifier.", "bert.pooler.", "mpnet.pooler.")
+    allowed = ("classifier.",) if headed else ("classifier.", "pre_classifier.", "bert.pooler.", "mpnet.pooler.")
     mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]]
     lost = [name for name in (*report["missing_keys"], *mismatched) if not (fresh and name.startswith(allowed))]
     if lost:
@@ -318,14 +200,20 @@ def _order_head(model: Any, names: Sequence[str], labels: Sequence[str], folder:
             "name the classes as the model does (data.labels, label.bins)"
         )
     order = [known[label.casefold()] for label in labels]
-    head = anatomy(model).classifier if model.config.model_type in ANATOMIES else getattr(model, "classifier", None)
     if order == sorted(order):
         return
-    if not isinstance(head, nn.Linear):
+    head = _answering(model)
+    if head is None:
         raise InputError(f"{folder}: write data.labels in the model's order, {', '.join(names)}")
     with torch.no_grad():
         head.weight.copy_(head.weight[order].clone())
         head.bias.copy_(head.bias[order].clone())
+
+
+def _answering(model: Any) -> nn.Linear | None:
+    """The projection with one row a class, the last of a classifier that has several; None where it is not found."""
+    linears = [part for part in getattr(model, "classifier", nn.Module()).modules() if isinstance(part, nn.Linear)]
+    return linears[-1] if linears else None
 
 
 def set_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:
@@ -356,7 +244,8 @@ def model_logits(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor
     """Logits of `model` in eval mode without gradients, on the model's device; its mode is put back."""
     training, device = model.training, next(model.parameters()).device
     with torch.inference_mode():
-        logits: Tensor = model.eval()(**{name: value.to(device) for name, value in inputs.items()}).logits
+        given = {name: value.to(device) for name, value in model_inputs(model, inputs).items()}
+        logits: Tensor = model.eval()(**given).logits
     model.train(training)
     return logits
 

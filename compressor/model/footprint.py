@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from compressor.model.encoders import anatomy
 from compressor.model.manifest import LayerShape, Shapes
+from compressor.model.parts import anatomy
 
 TOKENS = 32
 """Length at which multiply-accumulates are counted; a typical sentence."""

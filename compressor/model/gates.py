@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.model.encoders import anatomy
+from compressor.model.parts import anatomy
 
-# B rows, L tokens, D hidden, H heads, F neurons
+# B rows, L tokens, D hidden, H heads, d head size, F neurons
 
 
 @contextlib.contextmanager
@@ -41,6 +41,50 @@ def gated(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextlib.contextmanager
+def channels_gated(
+    model: PreTrainedModel,
+    *,
+    hidden: Tensor,
+    queries: Sequence[Tensor],
+    values: Sequence[Tensor],
+    neurons: Sequence[Tensor],
+) -> Iterator[None]:
+    """Inside, each channel is multiplied by its gate wherever it stands.
+
+    Args:
+        model: one whose layers all have heads and neurons; put back as it was on leaving.
+        hidden: (D,) or (B, D); acts after the embeddings and after both norms of every layer.
+        queries: one tensor a layer, (H * d,) or (B, H * d).
+        values: likewise; act on what the heads read before the output projection.
+        neurons: likewise, (F,) or (B, F).
+    """
+    parts = anatomy(model)
+    hooks = [parts.embeddings.register_forward_hook(_scale_output(hidden))]
+    try:
+        for layer, query_gate, value_gate, neuron_gate in zip(parts.layers, queries, values, neurons, strict=True):
+            query = cast(nn.Module, layer.query)
+            hooks.append(query.register_forward_hook(_scale_output(query_gate)))
+            hooks.append(layer.attention_output.register_forward_pre_hook(_scale_input(value_gate)))
+            hooks.append(layer.down.register_forward_pre_hook(_scale_input(neuron_gate)))
+            hooks.extend(
+                norm.register_forward_hook(_scale_output(hidden)) for norm in (layer.attention_norm, layer.norm)
+            )
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _scale_output(gate: Tensor) -> Any:
+    spread = gate.unsqueeze(-2) if gate.dim() == 2 else gate
+
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output * spread
+
+    return hook
 
 
 def _scale_input(gate: Tensor) -> Any:

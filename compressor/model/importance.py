@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compressor.errors import InputError
-from compressor.model.encoders import Layer, anatomy, shapes
 from compressor.model.footprint import head_macs, layer_macs, neuron_macs
-from compressor.model.gates import gated
+from compressor.model.gates import channels_gated, gated
+from compressor.model.parts import Layer, anatomy, shapes
 
-# B rows, L tokens, H heads, F neurons
+# B rows, L tokens, D hidden, H heads, d head size, F neurons
 
 LossPerRow = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, C), targets) to loss, shape (B,)."""
@@ -45,6 +46,20 @@ class Scores:
     """Shape (layers,)."""
 
 
+@dataclass(frozen=True)
+class Channels:
+    """How much each channel matters; >= 0, more matters more."""
+
+    hidden: Tensor
+    """Shape (D,)."""
+    queries: tuple[Tensor, ...]
+    """Of each channel of queries and keys; one a layer, shape (H * d,)."""
+    values: tuple[Tensor, ...]
+    """Of each channel of the values; one a layer, shape (H * d,)."""
+    neurons: tuple[Tensor, ...]
+    """One a layer, shape (F,)."""
+
+
 def taylor(model: PreTrainedModel, batches: Iterable[Examples], loss_per_row: LossPerRow) -> Scores:
     """Mean over rows of |d loss of the row / d gate|, exactly, with one backward a batch.
 
@@ -53,19 +68,58 @@ def taylor(model: PreTrainedModel, batches: Iterable[Examples], loss_per_row: Lo
     A gate stands on each head's context, each neuron's activation, and each layer's change to its input.
     Raises: InputError when there is no row.
     """
-    sizes, device, training = shapes(model), next(model.parameters()).device, model.training
+    sizes = shapes(model)
+    count = len(sizes.layers)
     widths = [*(each.heads for each in sizes.layers), *(each.ffn for each in sizes.layers), *(1 for _ in sizes.layers)]
+
+    def install(gates: Sequence[Tensor]) -> AbstractContextManager[None]:
+        whole = [gate.squeeze(1) for gate in gates[2 * count :]]
+        return gated(model, heads=gates[:count], neurons=gates[count : 2 * count], layers=whole)
+
+    means = _mean_slopes(model, batches, loss_per_row, widths, install)
+    return Scores(tuple(means[:count]), tuple(means[count : 2 * count]), torch.cat(means[2 * count :]))
+
+
+def channel_taylor(model: PreTrainedModel, batches: Iterable[Examples], loss_per_row: LossPerRow) -> Channels:
+    """How much each channel matters: mean over rows of |d loss of the row / d gate|, as `taylor` does for whole parts.
+
+    The gate of a hidden channel stands on it everywhere in the stack at once: after the embeddings and after both
+    norms of every layer. Those of a layer stand on its queries, on the weighted values of its heads and on its neurons.
+    Raises: InputError when there is no row, or a layer has no heads or neurons left.
+    """
+    sizes = shapes(model)
+    if any(not layer.heads or not layer.ffn for layer in sizes.layers):
+        raise InputError("channels cannot be scored where all heads or neurons of a layer were pruned")
+    inner = [layer.heads * layer.head_size for layer in sizes.layers]
+    count = len(inner)
+    widths = [sizes.hidden, *inner, *inner, *(layer.ffn for layer in sizes.layers)]
+
+    def install(gates: Sequence[Tensor]) -> AbstractContextManager[None]:
+        queries, values, neurons = (gates[1 + part * count : 1 + (part + 1) * count] for part in range(3))
+        return channels_gated(model, hidden=gates[0], queries=queries, values=values, neurons=neurons)
+
+    means = _mean_slopes(model, batches, loss_per_row, widths, install)
+    return Channels(means[0], *(tuple(means[1 + part * count : 1 + (part + 1) * count]) for part in range(3)))
+
+
+def _mean_slopes(
+    model: PreTrainedModel,
+    batches: Iterable[Examples],
+    loss_per_row: LossPerRow,
+    widths: Sequence[int],
+    install: Callable[[Sequence[Tensor]], AbstractContextManager[None]],
+) -> list[Tensor]:
+    """Mean over rows of |d loss / d gate|, float64 on the CPU, one of each width; gates (B, width) act in `install`."""
+    device, training, rows = next(model.parameters()).device, model.training, 0
     sums = [torch.zeros(width, dtype=torch.float64) for width in widths]
-    rows, count = 0, len(sizes.layers)
+    used = [index for index, width in enumerate(widths) if width]
     model.eval()
     for batch in batches:
         inputs = {name: value.to(device) for name, value in batch.inputs.items()}
         size = len(inputs["input_ids"])
         gates = [torch.ones(size, width, device=device, requires_grad=True) for width in widths]
-        whole = [gate.squeeze(1) for gate in gates[2 * count :]]
-        with gated(model, heads=gates[:count], neurons=gates[count : 2 * count], layers=whole), torch.enable_grad():
+        with install(gates), torch.enable_grad():
             losses = loss_per_row(model(**inputs).logits, batch.targets.to(device))
-        used = [index for index, width in enumerate(widths) if width]
         slopes = torch.autograd.grad(losses.sum(), [gates[index] for index in used])
         for index, slope in zip(used, slopes, strict=True):
             sums[index] += slope.detach().abs().double().sum(0).cpu()
@@ -73,8 +127,7 @@ def taylor(model: PreTrainedModel, batches: Iterable[Examples], loss_per_row: Lo
     model.train(training)
     if rows == 0:
         raise InputError("taylor importance needs rows with labels or a teacher; none were given")
-    means = [total / rows for total in sums]
-    return Scores(tuple(means[:count]), tuple(means[count : 2 * count]), torch.cat(means[2 * count :]))
+    return [total / rows for total in sums]
 
 
 def magnitude(model: PreTrainedModel) -> Scores:
@@ -84,6 +137,27 @@ def magnitude(model: PreTrainedModel) -> Scores:
         heads=tuple(heads for heads, _ in parts),
         neurons=tuple(neurons for _, neurons in parts),
         layers=torch.stack([heads.sum() + neurons.sum() for heads, neurons in parts]),
+    )
+
+
+def channel_norms(model: PreTrainedModel, layers: Sequence[int]) -> Channels:
+    """Squared norm of what is written to each hidden channel, and of the product that each inner channel takes part in.
+
+    Args:
+        layers: those, from 0, whose writing counts.
+    Raises: InputError where a layer has no heads or neurons left.
+    """
+    parts = anatomy(model)
+    if any(not layer.heads or not layer.neurons for layer in parts.layers):
+        raise InputError("channels cannot be scored where all heads or neurons of a layer were pruned")
+    linears = [layer.linears for layer in parts.layers]
+    tables = torch.stack([table.weight.detach().double().square().mean(0) for table in parts.tables]).sum(0)
+    written = torch.stack([_squares(output, 1) + _squares(down, 1) for _, _, _, output, _, down in linears])
+    return Channels(
+        hidden=tables + written[list(layers)].sum(0),
+        queries=tuple(_squares(query, 1) * _squares(key, 1) for query, key, *_ in linears),
+        values=tuple(_squares(value, 1) * _squares(output, 0) for _, _, value, output, _, _ in linears),
+        neurons=tuple(_squares(up, 1) * _squares(down, 0) for *_, up, down in linears),
     )
 
 

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from compressor.errors import InputError, StageError
-from compressor.model.encoders import Layer, anatomy, shapes
 from compressor.model.gates import gated
 from compressor.model.manifest import Shapes
+from compressor.model.parts import Layer, anatomy, shapes
 from compressor.model.pruned_modeling import (
     AbsentAttention,
     AbsentIntermediate,

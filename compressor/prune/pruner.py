@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from compressor.data.encode import open_encoder
 from compressor.data.rows import DataSets, open_data
 from compressor.data.settings import Data
 from compressor.device import torch_device
+from compressor.distill.tokens import align
 from compressor.errors import InputError, StageError
 from compressor.model.encoders import load_model
 from compressor.model.footprint import parameters
@@ -20,6 +22,9 @@ from compressor.prune.targets import check_target
 from compressor.sources.models import resolve_model
 from compressor.sources.settings import ModelSource
 from compressor.stage import Decision, Outcome, Progress, settings_of, silent
+
+PROBE_ROWS = 512
+"""Rows on which the tokenizers of model and teacher are compared."""
 
 
 class Pruner:
@@ -81,11 +86,9 @@ class Pruner:
         work.mkdir(parents=True, exist_ok=True)
         folder = self._folder(self.source)
         teacher = None if self.teacher is None else self._folder(self.teacher)
-        if teacher is not None and self.recover is not None:
-            from compressor.distill.distiller import check_tokenizers
-
-            check_tokenizers(folder, teacher)
         data = open_data(self.data, teacher_labels=teacher_labels(folder))
+        if teacher is not None:
+            _check_tokens(folder, teacher, data)
         model = load_model(folder, labels=data.labels, make_head=False).to(torch_device(self.device))
         run = Run(self._plan(folder, teacher, accept), data, model, work)
         standing = run.go()
@@ -121,3 +124,15 @@ class Pruner:
 
     def _folder(self, source: Path | str) -> Path:
         return Path(resolve_model(ModelSource(path=str(source)), base=Path.cwd(), progress=self.progress))
+
+
+def _check_tokens(folder: Path, teacher: Path, data: DataSets) -> None:
+    """Nothing, or InputError where model and teacher read the rows in different tokens."""
+    model_side, teacher_side = (open_encoder(each, data.max_tokens) for each in (folder, teacher))
+    found = align(teacher_side, model_side, data.train.head(PROBE_ROWS).texts)
+    if found.kind != "same":
+        raise InputError(
+            f"the model in {folder} and the teacher in {teacher} have different tokenizers "
+            f"({found.reason or 'other ids for the same tokens'}); "
+            "take a teacher with the model's tokenizer, such as the stage that was distilled"
+        )

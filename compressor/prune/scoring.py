@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from compressor.data.encode import Encoded, collate, open_encoder
 from compressor.data.rows import DataSets, Rows
 from compressor.errors import InputError
-from compressor.model.encoders import load_model, model_logits, shapes
+from compressor.model.encoders import load_model, model_logits
 from compressor.model.footprint import head_macs, layer_macs, neuron_macs
 from compressor.model.importance import CRITERIA, LossPerRow, Scores
+from compressor.model.parts import shapes
 from compressor.model.surgery import Kept, masked
 from compressor.prune.settings import Remove
 from compressor.stage import Progress

@@ -18,10 +18,11 @@ from compressor.device import torch_device
 from compressor.distill.settings import DEFAULT_MATCH
 from compressor.distill.teacher_cache import CACHE_FOLDER
 from compressor.errors import GateError, InputError
-from compressor.model.encoders import load_model, save_model, shapes
+from compressor.model.encoders import load_model, save_model
 from compressor.model.footprint import macs, parameters
 from compressor.model.importance import Scores
 from compressor.model.manifest import read_manifest
+from compressor.model.parts import shapes
 from compressor.model.surgery import Kept, cut, keep_all
 from compressor.prune.schedule import Choice, Prices, choose, floor, kept_share, prices_for
 from compressor.prune.scoring import draw_sample, masked_loss, row_inputs, score_parts
@@ -213,6 +214,7 @@ class Run:
             mix=recover.mix,
             train=share_of_train(recover.train, plan.steps),
             cache=recover.cache,
+            tokenizer=plan.folder,
             seed=plan.seed + step,
             device=plan.device,
             progress=plan.progress,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,14 +11,11 @@ from compressor.recipe.document import Entry, Fields, Items, Mark, Node, Scalar
 from compressor.recipe.limits import GATE_KEYS, fitting_limits
 from compressor.recipe.merge import BESIDE_VERB, Loader, builtin_names, did_you_mean, stage_id
 from compressor.recipe.problems import checked, given
-from compressor.stage import Stage
-from compressor.stages.verbs import VERBS
+from compressor.stage import ID_PATTERN, Stage
+from compressor.stages.verbs import ONNX_ONLY, VERBS
 
 TEACHER = "teacher"
 """Id that no stage may take."""
-
-ONNX_ONLY = ("quantize", "export")
-"""Verbs whose output holds no torch weights."""
 
 
 @dataclass(frozen=True)
@@ -178,12 +176,24 @@ def reference_problems(stages: Sequence[Written], budget: Fields | None) -> list
 
 def _references(written: Written) -> list[tuple[str, Scalar]]:
     """Dotted path below the stage, and the id, of all that it names."""
-    found: list[tuple[str, Node | None]] = [(".from", written.node.get("from"))]
+    source = written.node.get("from")
+    found = [(".from", source)] if isinstance(source, Scalar) else []
     if written.body is not None:
-        found.append((f".{written.verb}.teacher", written.body.get("teacher")))
+        found += _teacher_ids(f".{written.verb}.teacher", written.body.get("teacher"))
     gate = written.node.get("gate")
-    named = [(key, node) for key, node in found if isinstance(node, Scalar)]
-    return named + [(f".gate{key}", node) for key, node in _versus(gate)]
+    return found + [(f".gate{key}", node) for key, node in _versus(gate)]
+
+
+def _teacher_ids(key: str, node: Node | None) -> list[tuple[str, Scalar]]:
+    """Dotted path and id of each teacher that is a stage; other texts are sources."""
+    if isinstance(node, Items):
+        return [found for place, each in enumerate(node.nodes) for found in _teacher_ids(f"{key}.{place}", each)]
+    if isinstance(node, Fields):
+        stage = node.get("stage")
+        return [(f"{key}.stage", stage)] if isinstance(stage, Scalar) else []
+    if isinstance(node, Scalar) and isinstance(node.value, str) and re.fullmatch(ID_PATTERN, node.value):
+        return [(key, node)]
+    return []
 
 
 def _versus(limits: Node | None) -> list[tuple[str, Scalar]]:
@@ -205,6 +215,8 @@ def _reference_problem(
         why = f"(got {name}, which comes later); choose from {', '.join(allowed)}, or move {name} up"
     else:
         why = f"(got {name}); {did_you_mean(name, allowed)}"
+        if re.search(r"\.teacher(\.\d+)?$", key) and not why.endswith("?"):
+            why += f"; a folder is written ./{name}, a model of the hub {{model: {name}}}"
     what = "an earlier stage or teacher" if own else "a stage or teacher"
     return [Problem(str(node.mark), key, f"must name {what} {why}")]
 
@@ -214,11 +226,10 @@ def _input_problem(written: Written, before: Sequence[Written]) -> list[Problem]
     if written.verb is None or written.verb == "export" or not before:
         return []
     source = written.node.get("from")
+    if written.verb == "distill" and source is None:
+        return []  # made of its teachers: see recipe/teachers
     verbs = {earlier.id: earlier.verb for earlier in before}
     name = str(source.value) if isinstance(source, Scalar) else before[-1].id
-    if written.verb == "distill" and source is None:
-        teacher = written.body.get("teacher") if written.body is not None else None
-        name = str(teacher.value) if isinstance(teacher, Scalar) else TEACHER
     if verbs.get(name) not in ONNX_ONLY:
         return []
     usable = [TEACHER, *(earlier.id for earlier in before if earlier.verb not in ONNX_ONLY)]

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from dataclasses import replace
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
+from compressor.distill.settings import Term
 from compressor.errors import Problem
-from compressor.recipe.document import Fields, Items, Mark, Node, Scalar, plain
+from compressor.recipe.document import Fields, Items, Node, Scalar, plain
+from compressor.recipe.found import Found, Path, locate, tag_of
 from compressor.recipe.merge import close_match, did_you_mean, stage_id
-from compressor.stage import ScoreLimit
 
 Model = TypeVar("Model", bound=BaseModel)
-Path = tuple[str | int, ...]
 
 TYPE_NAMES = {
     "int_type": "a whole number",
@@ -45,34 +42,11 @@ BOUNDS = {
 EXAMPLES = {"a whole number": "4", "a number": "0.5"}
 """Values to show where a setting has no plain default."""
 
+SHORT_FORMS = {"sha256": "a text", "states": "a size such as 2GB", "auto": "auto"}
+"""A key of a map that has a form in one word, to that form."""
+
 LIMIT_EXAMPLES = {"size": "<= 40MB", "p50": "<= 0.1x"}
 """Limits that are not of scores, to an example of their own."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """One error with the place in the tree that it is about."""
-
-    kind: str
-    path: Path
-    """Keys from the root of the model; for a missing or unknown key, that key is the last."""
-    unions: tuple[tuple[int, str], ...]
-    """Where a choice of forms was tried: length of the path there, and name of the form."""
-    node: Node
-    """The value, or the map in which a key is missing."""
-    mark: Mark
-    context: dict[str, Any]
-    text: str
-    known: tuple[str, ...]
-    """Keys that the map around the error takes."""
-    example: Any
-    expected: tuple[str, ...] = ()
-    """Forms that would have been right, where several were tried."""
-
-    @property
-    def meant(self) -> str | None:
-        """For an unknown key, the key that was probably meant."""
-        return close_match(str(self.path[-1]), self.known) if self.kind == "extra_forbidden" else None
 
 
 def dotted(path: Sequence[str | int], root: Node | None = None) -> str:
@@ -101,7 +75,7 @@ def checked(model: type[Model], node: Fields, prefix: str = "") -> tuple[Model |
     try:
         return model.model_validate(value, by_alias=True, by_name=False), []
     except ValidationError as error:
-        found = [_locate(model, node, detail) for detail in error.errors()]
+        found = [locate(model, node, detail) for detail in error.errors()]
     problems = [_problem(item, prefix) for item in _absorbed(_settled(found)) if not _is_unknown(item)]
     for _round in range(6):
         if not _remove(value, found):
@@ -109,7 +83,7 @@ def checked(model: type[Model], node: Fields, prefix: str = "") -> tuple[Model |
         try:
             return model.model_validate(value, by_alias=True, by_name=False), problems
         except ValidationError as error:
-            found = [_locate(model, node, detail) for detail in error.errors()]
+            found = [locate(model, node, detail) for detail in error.errors()]
     return None, problems
 
 
@@ -139,101 +113,6 @@ def _remove(value: Any, found: Iterable[Found]) -> bool:
     return True
 
 
-# Where an error is
-
-
-def _locate(model: type[BaseModel], root: Node, detail: Any) -> Found:
-    """The place in the tree, the keys known there and the default, for one of pydantic's errors."""
-    node, path, unions = root, (), []  # type: Node, Path, list[tuple[int, str]]
-    mark = root.mark
-    forms: list[Any] = [model]
-    example: Any = None
-    around: list[Any] = forms
-    for place, part in enumerate(detail["loc"]):
-        last = place == len(detail["loc"]) - 1
-        if isinstance(node, Fields) and str(part) in node.entries:
-            entry = node.entries[str(part)]
-            mark = entry.mark if last and detail["type"] == "extra_forbidden" else entry.node.mark
-            node, path, around = entry.node, (*path, str(part)), forms
-            example = _example(forms, str(part))
-            forms = _step(forms, part)
-        elif isinstance(node, Items) and isinstance(part, int) and part < len(node.nodes):
-            node = node.nodes[part]
-            mark, path, around, example = node.mark, (*path, part), forms, None
-            forms = _step(forms, part)
-        elif last and detail["type"] == "missing":
-            path, around, forms, example = (*path, str(part)), forms, _step(forms, part), None
-        elif part != "[key]":
-            unions.append((len(path), str(part)))
-            forms = _step(forms, part)
-    keys = around if detail["type"] in ("missing", "extra_forbidden") else forms
-    return Found(
-        detail["type"],
-        path,
-        tuple(unions),
-        node,
-        mark,
-        dict(detail.get("ctx") or {}),
-        detail["msg"],
-        tuple(_keys(keys)),
-        example,
-    )
-
-
-def _forms(annotation: Any) -> list[Any]:
-    """The types that an annotation allows, its wrappers taken off."""
-    if get_origin(annotation) is Annotated:
-        return _forms(get_args(annotation)[0])
-    if get_origin(annotation) in (typing.Union, types.UnionType):
-        return [form for argument in get_args(annotation) for form in _forms(argument)]
-    return [annotation]
-
-
-def _field(form: Any, key: str) -> FieldInfo | None:
-    if not (isinstance(form, type) and issubclass(form, BaseModel)):
-        return None
-    return next((info for name, info in form.model_fields.items() if (info.alias or name) == key), None)
-
-
-def _step(forms: list[Any], part: str | int) -> list[Any]:
-    """The types allowed below `part`; a part that is no key names one form among those given."""
-    below: list[Any] = []
-    for form in forms:
-        if info := _field(form, str(part)):
-            below += _forms(info.annotation)
-        elif get_origin(form) in (list, tuple) and isinstance(part, int):
-            below += _forms(get_args(form)[0])
-        elif get_origin(form) is dict:
-            below += _forms(get_args(form)[1])
-    if below:
-        return below
-    models = [form for form in forms if isinstance(form, type) and issubclass(form, BaseModel)]
-    named = [form for form in models if form.__name__ in str(part) or _tag(form) == part]
-    open_maps = [form for form in models if form.model_config.get("extra") == "allow"]
-    return named or ([ScoreLimit] if open_maps else models)  # the only open maps are metric names to limits
-
-
-def _tag(form: type[BaseModel]) -> Any:
-    return form.model_fields["of"].default if "of" in form.model_fields else None
-
-
-def _keys(forms: list[Any]) -> list[str]:
-    names: list[str] = []
-    for form in forms:
-        if isinstance(form, type) and issubclass(form, BaseModel):
-            names += [info.alias or name for name, info in form.model_fields.items()]
-    return list(dict.fromkeys(names))
-
-
-def _example(forms: list[Any], key: str) -> Any:
-    """The default under `key` where it is a plain value."""
-    for form in forms:
-        info = _field(form, key)
-        if info is not None and isinstance(info.default, str | int | float):
-            return info.default
-    return None
-
-
 # One error per cause
 
 
@@ -251,14 +130,22 @@ def _settled(found: list[Found]) -> list[Found]:
         mismatched = [form for form in forms if any(_is_mismatch(item, point) for item in form)]
         fitting = [form for form in forms if form not in mismatched]
         deeper = [form for form in fitting if any(len(item.path) > len(point) for item in form)]
-        if deeper or fitting:
-            meant: list[Found] = min(deeper or fitting, key=_misfit)
+        shaped = [_settled(errors) for name, errors in members.items() if _is_of_right_shape(name, errors, point)]
+        if shaped or fitting:
+            meant: list[Found] = min(shaped or deeper or fitting, key=_misfit)
             settled += meant
         else:
             first = mismatched[0][0]
             names = [name for form in mismatched for item in form for name in _expected(item)]
             settled.append(replace(first, expected=tuple(dict.fromkeys(names))))
     return settled
+
+
+def _is_of_right_shape(form: str, errors: list[Found], point: Path) -> bool:
+    """Whether a value was read as this form and refused only then, for what it is."""
+    return form.startswith("function-after") and all(
+        item.kind == "value_error" and item.path == point and not item.unions[1:] for item in errors
+    )
 
 
 def _is_mismatch(item: Found, point: Path) -> bool:
@@ -296,8 +183,9 @@ def _expected(item: Found) -> tuple[str, ...]:
         return item.expected
     name = TYPE_NAMES.get(item.kind, "")
     if name == "a map" and item.known:
+        short = [words for key, words in SHORT_FORMS.items() if key in item.known]
         keys = ", ".join(item.known[:8])
-        return (f"a map of {keys}",)
+        return (*short, f"a map of {keys}")
     return (name,)
 
 
@@ -320,12 +208,13 @@ def _problem(item: Found, prefix: str) -> Problem:
         near = close_match(tag, _tags(item)) or _tags(item)[0]
         message = f"must be one of {', '.join(_tags(item))} (got {tag!r}); did you mean {near}?"
         return Problem(str(item.node.entries["of"].node.mark), f"{key}.of", message)
-    message = _message(item)
-    first, _, rest = message.partition(" ")
-    first = first.partition(".")[0]
-    if item.kind == "value_error" and isinstance(item.node, Fields) and first in item.node.entries:
-        return Problem(str(item.node.entries[first].node.mark), f"{key}.{first}" if key else first, rest)
-    return Problem(str(item.mark), key, message)
+    first = str(item.context.get("error", "")).partition(" ")[0]
+    part = first.partition(".")[0]
+    if item.kind == "value_error" and isinstance(item.node, Fields) and part in item.node.entries:
+        node = item.node.entries[part].node
+        rest = _message(replace(item, node=node) if part == first else item).removeprefix(f"{first} ")
+        return Problem(str(node.mark), f"{key}.{part}" if key else part, rest)
+    return Problem(str(item.mark), key, _message(item))
 
 
 def _message(item: Found) -> str:
@@ -338,10 +227,12 @@ def _message(item: Found) -> str:
         text = str(item.context.get("error", item.text))
         if item.path and item.path[-1] in LIMIT_EXAMPLES:
             text = text.replace("'<= 0.8pp'", f"'{LIMIT_EXAMPLES[str(item.path[-1])]}'")
-        return text if "(got" in text else f"{text} {got}"
+        text = text if "(got" in text else f"{text} {got}"
+        return f"{text}; {advice}" if "and below 1 (got" in text and (advice := _percent(item, 1)) else text
     if item.kind in TYPE_NAMES or item.expected:
         value = item.example if item.example is not None else EXAMPLES.get(_expected(item)[0])
-        example = f" such as {value}" if value is not None and not item.expected else ""
+        shown = value is not None and not isinstance(value, bool) and len(_expected(item)) == 1
+        example = f" such as {value}" if shown else ""
         return f"must be {' or '.join(_expected(item))}{example} {got}{_quoting(item)}"
     if item.kind == "literal_error":
         choices = [part.strip("' ") for part in str(item.context["expected"]).replace(" or ", ", ").split(",")]
@@ -351,7 +242,8 @@ def _message(item: Found) -> str:
         return f"must be {what} {got}; " + (f"did you mean {near}?" if near else f"write {choices[0]}, for example")
     if item.kind in BOUNDS:
         name, words, advice = BOUNDS[item.kind]
-        return f"must be {words} {item.context[name]:g} {got}; {_percent(item) or advice}"
+        percent = _percent(item, item.context.get("le", item.context.get("lt")))
+        return f"must be {words} {item.context[name]:g} {got}; {percent or advice}"
     if item.kind in ("too_short", "too_long"):
         least, most = item.context.get("min_length"), item.context.get("max_length")
         return f"must have {f'at least {least}' if item.kind == 'too_short' else f'at most {most}'} entries {got}"
@@ -367,7 +259,8 @@ def _message(item: Found) -> str:
 
 
 def _tags(item: Found) -> list[str]:
-    return str(item.context.get("expected_tags", "logits, labels, hidden")).replace("'", "").split(", ")
+    tags = item.context.get("expected_tags")
+    return str(tags).replace("'", "").split(", ") if tags else [str(tag_of(form)) for form in get_args(Term)]
 
 
 def _quoting(item: Found) -> str:
@@ -386,10 +279,9 @@ def _quoting(item: Found) -> str:
     return ""
 
 
-def _percent(item: Found) -> str:
-    """Advice where a share was written as a percentage."""
+def _percent(item: Found, bound: float | None) -> str:
+    """Advice where a share, which ends at the bound 1, was written as a percentage."""
     value = item.node.value if isinstance(item.node, Scalar) else None
-    bound = item.context.get("le", item.context.get("lt"))
     if bound == 1 and isinstance(value, int | float) and 1 < value <= 100:
         return f"write {value / 100:g} for {value:g} percent"
     return ""

@@ -23,6 +23,7 @@ from compressor.recipe.limits import BUDGET_KEYS, fitting_limits
 from compressor.recipe.merge import Loader, close_match, did_you_mean, is_file
 from compressor.recipe.problems import checked
 from compressor.recipe.smoke import SMOKE_ROWS, smoke_scale, smoke_settings, smoke_stage
+from compressor.recipe.teachers import teacher_problems
 from compressor.settings import Integer, LimitText, Settings, Word
 from compressor.sources.models import peek_model
 from compressor.sources.settings import ModelFrom
@@ -136,7 +137,7 @@ class Recipe:
             task=self.task,
             data=self.data,
             teacher=smoke_settings(self.teacher),
-            stages=tuple(smoke_stage(stage, scale) for stage in self.stages),
+            stages=tuple(smoke_stage(stage, scale, self.base) for stage in self.stages),
             budget=self.budget.model_copy(update={"undecided": "warn"}),
             benchmark=self.benchmark.model_copy(update={"rounds": min(3, self.benchmark.rounds)}),
             targets=self.targets,
@@ -242,6 +243,8 @@ def _check(root: Fields, path: Path, problems: list[Problem]) -> tuple[Recipe | 
     base = path.parent.resolve()
     if keys is not None:
         base = (base / keys.base).resolve() if keys.base else base
+    problems += _news(teacher_problems(written, base), problems)
+    if keys is not None:
         problems += _file_problems(keys, base, root, names, problems)
         problems += _target_problems(keys, root)
     else:

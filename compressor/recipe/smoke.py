@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from compressor.distill.settings import RelationsMatch
 from compressor.errors import InputError
 from compressor.model.manifest import read_manifest
 from compressor.model.settings import Student
 from compressor.settings import Settings
+from compressor.sources.models import peek_model
 from compressor.stage import Stage
 from compressor.stages.distill import Distill
 from compressor.train.settings import Train
@@ -50,11 +52,19 @@ def smoke_scale(teacher: Path | None, stages: tuple[Stage, ...]) -> Scale:
     )
 
 
-def smoke_stage(stage: Stage, scale: Scale) -> Stage:
-    """The stage with two steps a phase, small widths and a gate that only warns."""
+def smoke_stage(stage: Stage, scale: Scale, base: Path) -> Stage:
+    """The stage with two steps a phase, small widths and a gate that only warns.
+
+    Args:
+        scale: of the teacher; a student that starts from another model is scaled as that one is.
+        base: folder that relative paths start from.
+    """
     stage = smoke_settings(stage)
     if isinstance(stage, Distill):
-        stage = stage.model_copy(update={"student": smoke_student(stage.student, scale)})
+        start = stage.student.init.from_
+        own = scale if start is None else smoke_scale(peek_model(start, base=base), (stage,))
+        train = Train() if stage.phases else stage.train  # unused beside phases, and refused there unless it is plain
+        stage = stage.model_copy(update={"student": smoke_student(stage.student, own), "train": train})
     if stage.gate is not None:
         stage = stage.model_copy(update={"gate": stage.gate.model_copy(update={"otherwise": "warn"})})
     return stage
@@ -80,12 +90,16 @@ def smoke_student(student: Student, scale: Scale) -> Student:
 
 
 def smoke_settings(settings: AnySettings) -> AnySettings:
-    """The same settings with every `train` inside cut to two steps."""
+    """The same settings with every `train` inside cut to two steps, and relation heads left to what fits."""
     if isinstance(settings, Train):
         return settings.model_copy(update={"epochs": None, "steps": SMOKE_STEPS, "early_stop": None})
-    changed = {}
+    if isinstance(settings, RelationsMatch):
+        return settings.model_copy(update={"heads": None})
+    changed: dict[str, Any] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, Settings):
             changed[name] = smoke_settings(value)
+        elif isinstance(value, list):
+            changed[name] = [smoke_settings(one) if isinstance(one, Settings) else one for one in value]
     return settings.model_copy(update=changed) if changed else settings

@@ -25,8 +25,10 @@ from compressor.evaluate.gates import Answers, BudgetRow, Times, answers_from, j
 from compressor.evaluate.metrics import METRICS, scores
 from compressor.evaluate.paired import agreement, drop, flips, score_interval
 from compressor.evaluate.settings import Budget
+from compressor.report.attribution import attributions, one_seed
 from compressor.report.doubts import doubts
 from compressor.report.model import (
+    Attribution,
     BudgetLine,
     Figure,
     LatencyRow,
@@ -67,6 +69,8 @@ class Told:
     """For each prune stage `{stage, layers: [{layer, heads, heads_before, ffn, ffn_before, because}], because}`."""
     curves: Mapping[str, Any] = field(default_factory=dict)
     """Stage to a list of `{step, loss}`."""
+    decisions: tuple[Mapping[str, Any], ...] = ()
+    """`{stage, kind, chosen, because}` of what was decided while distilling."""
 
 
 def assemble(
@@ -97,6 +101,7 @@ def assemble(
     noise = facts.ratio(reference + CONTROL, reference)
     rows = tuple(facts.row(subject) for subject in subjects) + facts.control(noise)
     budgets = facts.budget(budget, best) if budget is not None else ()
+    gained = facts.attribution()
     return Report(
         name=told.name,
         verdict=worst([row.verdict for row in budgets]),
@@ -106,10 +111,12 @@ def assemble(
         budgets=tuple(BudgetLine(**asdict(row)) for row in budgets),
         subjects=rows,
         ladder=facts.ladder(),
-        doubts=tuple(facts.doubts(noise)) + tuple(told.notes),
+        doubts=tuple(facts.doubts(noise)) + one_seed(gained) + tuple(told.notes),
         noise=_figure(noise),
         pruning=tuple(dict(one) for one in told.pruning),
         curves=dict(told.curves),
+        attribution=gained,
+        decisions=tuple(dict(one) for one in told.decisions),
     )
 
 
@@ -188,7 +195,8 @@ class _Facts:
         ours, theirs = self.answers[subject.key], self.answers[self.reference]
         on_engine = subject.engine == "onnxruntime"
         ratio = self.ratio(subject.key, self.reference) if on_engine else None
-        reason = None if ratio else self.untimed if on_engine else "ratios are taken on onnxruntime"
+        untimed = subject.untimed or self.untimed
+        reason = None if ratio else untimed if on_engine else "ratios are taken on onnxruntime"
         return Versus(
             drop=self.drop(subject.key, self.reference),
             agreement=agreement(theirs.predictions, ours.predictions),
@@ -220,7 +228,8 @@ class _Facts:
             return tuple(found)
         name, target = next(iter(self.targets.items()))
         threads = target.threads or usable_threads()
-        return (LatencyRow(target=name, threads=threads, status="not measured", reason=self.untimed),)
+        reason = subject.untimed or self.untimed
+        return (LatencyRow(target=name, threads=threads, status="not measured", reason=reason),)
 
     def chain(self) -> list[Subject]:
         """The subjects whose steps make the ladder: on onnxruntime, without baselines and controls."""
@@ -253,6 +262,11 @@ class _Facts:
         times = Times(ours, {name: one for name, one in slots.items() if one}) if ours else self.untimed
         size = model_bytes(subject)
         return judge_budget(budget, answers=answers, on_test=self.scored.on_test, times=times, size_bytes=size)
+
+    def attribution(self) -> tuple[Attribution, ...]:
+        """What students gained over their controls."""
+        ours = {one.name: self.answers[one.key] for one in self.subjects if one.engine == "onnxruntime"}
+        return attributions(ours, metric=self.metric)
 
     def conditions(self) -> dict[str, Any]:
         """What the timings were taken under."""

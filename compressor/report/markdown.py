@@ -27,7 +27,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def markdown(report: Report) -> str:
-    """The whole report: verdict, budget, models, ladder, doubts, machine."""
+    """The whole report: verdict, budget, models, what distillation brought, ladder, doubts, machine."""
     metric = report.task.get("metric", "score")
     out = [f"# {escaped(report.name)}", "", f"Verdict: **{report.verdict}**", ""]
     if report.budgets:
@@ -36,6 +36,14 @@ def markdown(report: Report) -> str:
         out += table(("what", "vs", "limit", "found", "verdict"), rows)
     out += ["## Models", "", f"Scores are {escaped(metric)}; brackets hold 95 % intervals.", ""]
     out += table((*HEADS, "agreement"), [(*cells(row), _agreement(row.versus_teacher)) for row in report.subjects])
+    if report.attribution:
+        out += ["## What distillation brought", ""]
+        gains = [(one.stage, one.what, points(one), one.verdict, one.sentence) for one in report.attribution]
+        out += table(("stage", "what", "gain (pp)", "verdict", "in words"), gains)
+    if report.decisions:
+        out += ["## Decided while distilling", ""]
+        heads = ("stage", "kind", "chosen", "because")
+        out += table(heads, [[plain(one.get(key)) for key in heads] for one in report.decisions])
     if report.ladder:
         out += ["## Step by step", ""]
         steps = [(step.step, ratio(step.speedup), points(step.drop), step.reason or "") for step in report.ladder]

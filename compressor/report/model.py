@@ -102,6 +102,16 @@ class Step(Part):
     reason: str | None = None
 
 
+class Attribution(Figure):
+    """What a part of the training brought: the score gained over a control without it, in fractions."""
+
+    stage: str
+    what: Literal["distillation", "unlabelled rows"]
+    verdict: Literal["helped", "hurt", "no evidence"]
+    """Helped where the interval lies above 0, hurt where it lies below."""
+    sentence: str
+
+
 class Report(Part):
     """What a run proves, with its doubts beside it."""
 
@@ -119,6 +129,10 @@ class Report(Part):
     """Ratio of the teacher to itself, timed as two subjects: gains within it are noise."""
     pruning: tuple[dict[str, Any], ...] = ()
     curves: dict[str, Any] = {}
+    attribution: tuple[Attribution, ...] = ()
+    """Whether distillation and unlabelled rows helped, for each stage that trained controls."""
+    decisions: tuple[dict[str, Any], ...] = ()
+    """What was found and chosen while distilling, the score before training too: `{stage, kind, chosen, because}`."""
 
     @classmethod
     def read(cls, path: str | Path) -> Report:

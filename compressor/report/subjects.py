@@ -41,6 +41,8 @@ class Subject:
     """Numbers the model learned; counted in the file unless given."""
     logits: np.ndarray | None = None
     """On the scored rows, shape (rows, classes); None until scored."""
+    untimed: str | None = None
+    """Why it is not timed; None where it is."""
 
     @property
     def key(self) -> str:
@@ -136,7 +138,8 @@ def time_subjects(
 ) -> dict[str, Timing]:
     """Raw timings by target: every subject on the target's engine, and the reference twice at the first target.
 
-    Each runs in a fresh pinned process while this one waits. Subjects that share a file are timed once.
+    Each runs in a fresh pinned process while this one waits. Subjects that share a file are timed once, those that say
+    why they are not timed never.
     Raises StageError when a process fails, InputError for a target that is not in `targets`.
     """
     benchmark = benchmark or Benchmark()
@@ -151,7 +154,8 @@ def time_subjects(
                 raise InputError(f"benchmark.targets: no target {name!r}; there are {', '.join(targets)}")
             target = targets[name]
             threads = target.threads or usable_threads()
-            chosen = [one for one in subjects if one.engine == target.engine and one.key not in same]
+            timed = [one for one in subjects if one.untimed is None and one.key not in same]
+            chosen = [one for one in timed if one.engine == target.engine]
             named = [(one.key, one) for one in chosen]
             if name == benchmark.targets[0]:
                 named += [(one.key + CONTROL, one) for one in chosen if one.name == reference]

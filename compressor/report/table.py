@@ -49,6 +49,8 @@ def plain(value: object) -> str:
         return " ".join(plain(one) for one in value) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -82,7 +84,7 @@ def lines(rows: Sequence[Sequence[str]], width: int = WIDTH) -> list[str]:
 
 
 def text(report: Report) -> str:
-    """The table of subjects, the budget, the verdict and the doubts."""
+    """The table of subjects, what distillation brought, the budget, the verdict and the doubts."""
     metric = report.task.get("metric", "score")
     shown = lines([HEADS, *(cells(row) for row in report.subjects)])
     out = [shown[0], "-" * max(len(line) for line in shown), *shown[1:]]
@@ -91,6 +93,8 @@ def text(report: Report) -> str:
         "",
         *_wrapped(f"score: {metric} on {rows:,} rows; [95 % interval]; a drop above 0 is worse, a time below 1 faster"),
     ]
+    for gained in report.attribution:
+        out += _wrapped(gained.sentence)
     if report.budgets:
         out.append("")
         for line in report.budgets:

@@ -13,6 +13,7 @@ from compressor.errors import InputError
 from compressor.recipe.recipe import Recipe
 from compressor.runner.directory import RunDirectory, model_digest
 from compressor.runner.keys import digest, key_parts
+from compressor.sources.digest import file_digest
 from compressor.stage import Gate, ScoreLimit, Stage
 from compressor.stages.teacher import Teacher
 
@@ -51,7 +52,7 @@ def rows_digests(data: DataSets) -> dict[str, str]:
     return {
         "train": data.train.digest(),
         "select": data.select.digest(),
-        "unlabelled": data.unlabelled.digest(),
+        "unlabelled": digest([data.unlabelled.digest(), [[part.rows, part.share] for part in data.pools]]),
         "test texts": test,
         "read as": digest(
             [data.task.model_dump(mode="json"), list(data.labels), list(data.text_columns), data.max_tokens]
@@ -71,6 +72,8 @@ class Chain:
     threads: int
     device: str
     smoke: bool
+    sources: Mapping[tuple[str, str], Path] = field(default_factory=dict)
+    """(Id of a stage, role) to what it reads from outside the stages."""
     trust_cache: bool = False
     """True takes digests of unchanged files from the cache, for a plan."""
     outputs: dict[str, Path] = field(default_factory=dict)
@@ -83,9 +86,14 @@ class Chain:
         return self.directory.stage(self.origin.get(stage_id, stage_id))
 
     def inputs(self, stage: Stage, before: str | None) -> dict[str, Path]:
-        """Role to the model folder that the stage reads."""
+        """Role to the model folder that the stage reads, or to the file of a teacher's answers."""
         found = {role: self.outputs[named] for role, named in reads_of(stage, before).items()}
+        found |= {role: self.sources[stage.id, role] for role in stage.sources()}
         return found | ({"source": self.source} if isinstance(stage, Teacher) else {})
+
+    def missing(self, stage: Stage) -> list[str]:
+        """Sources of the stage that are not here yet, as the recipe writes them; empty but in a plan."""
+        return [source.path for role, source in stage.sources().items() if (stage.id, role) not in self.sources]
 
     def key(self, stage: Stage, before: str | None) -> tuple[str, dict[str, Any]]:
         """The stage's key and the parts it is made of."""
@@ -97,7 +105,7 @@ class Chain:
         digests = rows_digests(self.data)
         parts = key_parts(
             stage,
-            inputs={role: model_digest(folder, trust_cache=self.trust_cache) for role, folder in folders.items()},
+            inputs={role: self._digest(path) for role, path in folders.items()},
             rows={name: value for name, value in digests.items() if name in (*stage.rows_read, *ALWAYS)},
             gate_against=against,
             seed=self.recipe.seed,
@@ -107,10 +115,14 @@ class Chain:
         )
         return digest(parts), parts
 
+    def _digest(self, path: Path) -> str:
+        read = file_digest if path.is_file() else model_digest
+        return read(path, trust_cache=self.trust_cache)
+
     def standing(self, stage: Stage, key: str) -> str | None:
         """Id of the finished stage with that key whose model is still the one that was made; None without one."""
         found = self.directory.find_key(key, stage.id)
-        if found is None:
+        if found is None or not all((self.directory.stage(found) / path).exists() for path in stage.promised()):
             return None
         made = (self.directory.record(found) or {}).get("model")
         there = model_digest(self.directory.stage(found) / "model", trust_cache=self.trust_cache)

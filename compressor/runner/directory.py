@@ -28,6 +28,18 @@ MODEL_FILES = (
 )
 """What makes a model folder answer as it does."""
 
+UNFINISHED = (
+    "checkpoint",
+    "cache",
+    "cache-*",
+    "random",
+    "cut-*",
+    "phase-*/checkpoint",
+    "controls/*/checkpoint",
+    "controls/*-*",
+)
+"""What a stage needs while it is made and not afterwards."""
+
 
 def model_digest(folder: Path, *, trust_cache: bool = False) -> str:
     """SHA-256 over a model folder's weights, config and tokenizer."""
@@ -67,10 +79,17 @@ class RunDirectory:
         self.stages = root / "stages"
         self.report = root / "report"
         self.final = root / "final"
+        self.answers = root / "answers"
 
     def stage(self, stage_id: str) -> Path:
         """Folder of a finished stage."""
         return self.stages / stage_id
+
+    def controls(self, stage_id: str) -> dict[str, Path]:
+        """Name to folder of each control that a distill stage trained beside its student; empty without any."""
+        folder = self.stage(stage_id) / "controls"
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        return {path.name: path for path in found if (path / "model").is_dir()}
 
     def partial(self, stage_id: str) -> Path:
         """Folder of a stage that is being made."""
@@ -149,14 +168,14 @@ class RunDirectory:
 
     def commit(self, stage: Stage, attempt: Attempt, extra: Mapping[str, Any]) -> None:
         """Make a finished `.partial` the stage's folder."""
-        for name in stage.outputs:
+        for name in stage.promised():
             if not (attempt.folder / name).exists():
                 raise AssertionError(f"stage {stage.id} promised {name} and did not make it")
         record = read_json(attempt.folder / "stage.json")
         seconds = round(attempt.seconds_before + time.time() - attempt.started, 3)
         digest = model_digest(attempt.folder / "model")
         write_json(attempt.folder / "stage.json", {**record, "seconds": seconds, "model": digest, **extra})
-        for pattern in ("checkpoint", "cache", "random", "cut-*"):
+        for pattern in UNFINISHED:
             for leftover in attempt.folder.glob(pattern):
                 shutil.rmtree(leftover, ignore_errors=True)
         shutil.rmtree(self.stage(stage.id), ignore_errors=True)

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,9 +108,15 @@ def _best(ids: list[str], stop: Stop | None) -> str:
 def _report_key(chain: Chain, ids: list[str], best: str) -> str:
     recipe = chain.recipe
     models = [(stage_id, chain.keys[stage_id], model_digest(chain.folder(stage_id) / "model")) for stage_id in ids]
+    controls = [
+        (stage_id, name, model_digest(home / "model"))
+        for stage_id in ids
+        for name, home in chain.directory.controls(stage_id).items()
+    ]
     return digest(
         {
             "stages": models,
+            "controls": controls,
             "best": best,
             "budget": recipe.budget.model_dump(mode="json"),
             "benchmark": recipe.benchmark.model_dump(mode="json"),
@@ -132,7 +138,9 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
     data, recipe = chain.data, chain.recipe
     part = "test" if data.test is not None else "select"
     rows = data.test if data.test is not None else data.select
+    kept = [stage_id for stage_id in ids if stage_id not in chain.origin]
     subjects = [_subject(chain, stage_id, part, progress) for stage_id in ids]
+    subjects += _controls(chain, kept, part, progress)
     if any(recipe.targets[name].engine == "torch" for name in recipe.benchmark.targets):
         subjects += _torch_subjects(chain, ids)
         subjects = list(score_subjects(subjects, rows.texts, threads=chain.threads, progress=progress))
@@ -146,7 +154,6 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
             seed=recipe.seed,
             progress=progress,
         )
-    kept = [stage_id for stage_id in ids if stage_id not in chain.origin]
     told = Told(
         name=recipe.name,
         task=recipe.task.model_dump(mode="json"),
@@ -155,6 +162,7 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
         notes=data.notes + _notes(chain),
         pruning=tuple(found for stage_id in kept if (found := _pruning(chain, stage_id)) is not None),
         curves=_curves(chain, kept),
+        decisions=tuple(line for stage_id in kept for line in distilling(chain.directory.stage(stage_id))),
     )
     report = assemble(
         told,
@@ -170,16 +178,30 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
 
 def _subject(chain: Chain, stage_id: str, part: str, progress: Progress) -> Subject:
     """A stage's model on onnxruntime, with its answers on the scored rows."""
+    return _scored(chain, stage_id, chain.folder(stage_id), part, progress)
+
+
+def _controls(chain: Chain, ids: list[str], part: str, progress: Progress) -> list[Subject]:
+    """The students that distill stages trained without a teacher or without unlabelled rows; scored, not timed."""
+    return [
+        replace(_scored(chain, f"{stage_id}/{name}", home, part, progress), untimed=f"same shape as {stage_id}")
+        for stage_id in ids
+        for name, home in chain.directory.controls(stage_id).items()
+    ]
+
+
+def _scored(chain: Chain, name: str, home: Path, part: str, progress: Progress) -> Subject:
+    """The model in a folder on onnxruntime, with its answers on the scored rows."""
     from compressor.model.manifest import read_manifest
     from compressor.report.subjects import Subject, count_parameters
 
-    home = chain.folder(stage_id)
-    logits = answers(home, part, data=chain.data, threads=chain.threads, progress=progress)
+    store = chain.directory.answers
+    logits = answers(home, part, data=chain.data, threads=chain.threads, progress=progress, store=store)
     folder = onnx_folder(home, data=chain.data, progress=progress)
     torch_weights = any((home / "model").glob("*.safetensors"))
-    trained = Subject(stage_id, home / "model", engine="torch") if torch_weights else None
+    trained = Subject(name, home / "model", engine="torch") if torch_weights else None
     return Subject(
-        name=stage_id,
+        name=name,
         folder=folder,
         precision=read_manifest(folder).precision,
         path=str(folder.relative_to(chain.directory.root)),
@@ -229,6 +251,16 @@ def _pruning(chain: Chain, stage_id: str) -> dict[str, Any] | None:
     return {"stage": stage_id, "layers": layers, "removed_layers": last["chosen"]["removed_layers"], "because": because}
 
 
+def distilling(folder: Path) -> list[dict[str, Any]]:
+    """What a distill stage found and chose, its gate and its warnings left out; empty for another verb."""
+    if (read_json(folder / "stage.json") or {}).get("verb") != "distill":
+        return []
+    keys = ("stage", "kind", "chosen", "because")
+    every = read_lines(folder / "decisions.jsonl")
+    lines = [line for line in every if line["kind"] != "gate" and line["chosen"] is not None]
+    return [{**{key: line[key] for key in keys}, "stage": folder.name} for line in lines]
+
+
 def _curves(chain: Chain, ids: list[str]) -> dict[str, Any]:
     """Loss over the steps of every stage that trained."""
     from compressor.report.measure import read_curve
@@ -238,11 +270,14 @@ def _curves(chain: Chain, ids: list[str]) -> dict[str, Any]:
 
 
 def _notes(chain: Chain) -> tuple[str, ...]:
-    """Doubts that the recipe itself gives rise to."""
+    """Doubts that the recipe gives rise to, and what stages warned of, such as a term without effect."""
     found = []
     model = chain.recipe.teacher.model
     if model.path.startswith("pypi://") and model.sha256 is None:
         found.append(f"{model.path} is not pinned by sha256.")
+    for stage_id in chain.keys:
+        lines = read_lines(chain.directory.stage(stage_id) / "decisions.jsonl")
+        found += [f"{stage_id}: {line['because']}." for line in lines if line["chosen"] is None]
     for skipped, stands_for in chain.origin.items():
         found.append(f"Stage {skipped} broke its gate and was skipped: {stands_for} stands for it.")
     if chain.smoke:

@@ -44,12 +44,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def stage_settings(stage: Stage) -> dict[str, Any]:
-    """The filled-in settings of a stage without what its neighbours decide: id, from, gate, and where inputs lie."""
-    inputs = {"teacher", "model"} & set(type(stage).model_fields)
-    return stage.model_dump(mode="json", by_alias=True, exclude={"id", "from_", "gate", *inputs})
-
-
 def key_parts(
     stage: Stage,
     *,
@@ -65,7 +59,7 @@ def key_parts(
 
     Args:
         stage: with its settings filled in.
-        inputs: role to the digest of the model folder read (weights, config, tokenizer).
+        inputs: role to the digest of the model folder read (weights, config, tokenizer), or of the file.
         rows: name to the digest of the rows read, of the label names and of the length limit.
         gate_against: metric of each drop limit to the key of the stage that it compares with.
         seed: of the recipe.
@@ -78,7 +72,7 @@ def key_parts(
         "schema": SCHEMA,
         "verb": stage.verb,
         "revision": stage.revision,
-        "settings": stage_settings(stage),
+        "settings": stage.key_settings(),
         "gate": _gate_settings(stage),
         "gate_against": dict(gate_against),
         "inputs": dict(inputs),

@@ -16,9 +16,10 @@ from compressor.recipe.recipe import Recipe
 from compressor.runner.chain import Chain, gate_references, stages_of, with_previous
 from compressor.runner.directory import Attempt, RunDirectory, append_decision, read_lines, write_json
 from compressor.runner.finish import Stop, finish
-from compressor.runner.keys import SCHEMA, library_versions, stage_settings
+from compressor.runner.keys import SCHEMA, library_versions
 from compressor.runner.prepare import Prepared, check_rows, prepare
 from compressor.runner.scoring import answers, class_ids, gate_judge, gate_outcome
+from compressor.runner.shapes import check_maps, known_shapes
 from compressor.stage import Decision, Job, Outcome, Progress, Stage, silent
 
 Say = Callable[[str], None]
@@ -72,6 +73,7 @@ def run(
             threads=usable_threads(),
             device=training_device(),
             smoke=recipe.smoke_rows is not None,
+            sources=prepared.sources,
         )
         stop = _Making(chain, prepared, progress, say).all(redo)
         _write_decisions(chain, stop)
@@ -107,6 +109,7 @@ class _Making:
         stages = stages_of(chain.recipe)
         _refuse_unknown(redo, stages)
         check_classes(chain.recipe, stages, chain.data.labels)
+        check_maps(stages, known_shapes(stages, self.prepared), chain.recipe.seed)
         self._write_recipe()
         for stage, before in with_previous(stages):
             key, parts = chain.key(stage, before)
@@ -160,7 +163,7 @@ class _Making:
             "id": stage.id,
             "verb": stage.verb,
             "key_parts": parts,
-            "settings": stage_settings(stage),
+            "settings": stage.key_settings(),
             "versions": library_versions(),
             "machine": machine_id(),
             "seed": chain.recipe.seed,
@@ -179,7 +182,7 @@ class _Making:
                 device=chain.device,
                 threads=chain.threads,
                 progress=lambda what, done, total: self.progress(f"{stage.id}: {what}", done, total),
-                decide=lambda decision: append_decision(attempt.folder, stage.id, decision),
+                decide=lambda decision: self._note(stage, attempt, decision),
                 gate=judge,
                 smoke=chain.smoke,
             )
@@ -192,6 +195,15 @@ class _Making:
             )
             append_decision(attempt.folder, stage.id, because)
         chain.directory.commit(stage, attempt, {"gate": _gate_record(stage, outcome)})
+
+    def _note(self, stage: Stage, attempt: Attempt, decision: Decision) -> None:
+        """Write a decision down; say it where it is a word, a number or a warning."""
+        append_decision(attempt.folder, stage.id, decision)
+        if decision.chosen is None:
+            self.say(f"{stage.id}: {decision.because}")
+        elif isinstance(decision.chosen, str | int | float):
+            chosen = f"{decision.chosen:.4g}" if isinstance(decision.chosen, float) else decision.chosen
+            self.say(f"{stage.id}: {decision.kind} {chosen}, {decision.because}")
 
     def _judge(self, stage: Stage, before: str | None, attempt: Attempt) -> Callable[[Path], Outcome] | None:
         if stage.gate is None:
@@ -245,11 +257,11 @@ class _Making:
 
 
 def checkpoint_steps(stage: Stage) -> int | None:
-    """Steps between the checkpoints of a stage that trains, else None."""
-    recover = getattr(stage, "recover", None)
-    finetune = getattr(stage, "finetune", None)
-    train = getattr(stage, "train", None) or getattr(recover, "train", None) or getattr(finetune, "train", None)
-    return train.checkpoint if train else None
+    """Steps between the checkpoints of a stage that trains, the most of any phase; else None."""
+    parts = [getattr(stage, name, None) for name in ("recover", "finetune")]
+    parts = [*(getattr(stage, "phases", None) or [stage]), *parts]
+    trains = [train for part in parts if (train := getattr(part, "train", None)) is not None]
+    return max((train.checkpoint for train in trains), default=None)
 
 
 def environment(threads: int) -> dict[str, Any]:

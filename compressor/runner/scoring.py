@@ -27,16 +27,21 @@ def onnx_folder(stage_folder: Path, *, data: DataSets, progress: Progress) -> Pa
     return folder
 
 
-def answers(stage_folder: Path, part: str, *, data: DataSets, threads: int, progress: Progress) -> np.ndarray:
+def answers(
+    stage_folder: Path, part: str, *, data: DataSets, threads: int, progress: Progress, store: Path | None = None
+) -> np.ndarray:
     """Logits of a stage's model on `select` or `test`, shape (rows, classes), fp32.
 
-    They are kept in `answers/` of the run by the digests of model and rows, so that one file is asked once.
+    They are kept by the digests of model and rows, so that one file is asked once.
+
+    Args:
+        store: where they are kept; `answers/` of the run that the folder is a stage of unless given.
     """
     import numpy as np
 
     rows: Rows = getattr(data, part)
     folder = onnx_folder(stage_folder, data=data, progress=progress)
-    store = stage_folder.parent.parent / "answers"
+    store = stage_folder.parent.parent / "answers" if store is None else store
     read_as = [model_digest(folder), read_manifest(folder).max_tokens, rows.digest(), threads, library_versions()]
     kept = store / f"{digest(read_as)[:32]}.npy"
     if kept.is_file():

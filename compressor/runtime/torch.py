@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compressor.errors import InputError
-from compressor.model.encoders import load_model, record_hidden
+from compressor.model.encoders import load_model
+from compressor.model.states import record_hidden
 from compressor.runtime.onnx import Inputs, Logits
 
 if TYPE_CHECKING:

@@ -26,6 +26,13 @@ class RowFile(Settings):
     """Character encoding such as gb18030; UTF-8 unless given."""
 
 
+class PoolFile(RowFile):
+    """Rows without labels."""
+
+    share: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
+    """Share of the unlabelled rows that are drawn from here; sources without one divide the rest by their size."""
+
+
 class ModelSource(Settings):
     """Where a model comes from."""
 
@@ -40,4 +47,6 @@ def _from_text(value: Any) -> Any:
 
 
 RowSource = Annotated[RowFile, BeforeValidator(_from_text)]
+PoolSource = Annotated[PoolFile, BeforeValidator(_from_text)]
+"""One source of the unlabelled pool."""
 ModelFrom = Annotated[ModelSource, BeforeValidator(_from_text)]

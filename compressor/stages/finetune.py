@@ -17,8 +17,8 @@ class FinetuneStage(Stage):
 
     train: Train = Train()
     """Length and speed of training."""
-    loss: Literal["ce"] = "ce"
-    """Loss on the labels; ce is cross-entropy."""
+    loss: Literal["ce", "focal", "gce"] = "ce"
+    """Cross-entropy; focal looks less at rows that are right already; gce resists wrong labels."""
 
     def run(self, job: Job) -> None:
         """Calls Finetuner as a user would."""
@@ -29,6 +29,7 @@ class FinetuneStage(Stage):
             job.inputs["model"],
             data=job.data,
             train=self.train,
+            loss=self.loss,
             seed=job.seed,
             device=job.device,
             score=score,

@@ -7,11 +7,14 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from compressor.distill.settings import DEFAULT_MATCH
+from compressor.distill.settings import DEFAULT_MATCH, TeacherChoice, TeacherPart
+from compressor.errors import InputError
 from compressor.prune.settings import Recover, Remove, Until, kinds_of
 from compressor.settings import Integer
+from compressor.sources.settings import ModelSource, RowFile
 from compressor.stage import Job, Stage
-from compressor.stages.distill import Distill
+from compressor.stages.distill import Distill, part_of
+from compressor.stages.teacher import model_here
 
 
 class Prune(Stage):
@@ -29,26 +32,40 @@ class Prune(Stage):
     """Cuts; importance is measured again before each, the first ones are the largest."""
     recover: Recover | None = None
     """Distillation after each cut; null leaves the cut model as it is."""
-    teacher: str | None = None
-    """Id of the stage that teaches while recovering; the distill stage's teacher unless given."""
+    teacher: TeacherChoice | None = None
+    """Who teaches while recovering: the id of a stage or a model; the distill stage's teacher unless given."""
 
     def model_post_init(self, _context: object) -> None:
         kinds_of(self.remove, self.until)
         if self.teacher is not None and self.recover is None:
             raise ValueError("names a teacher, which only recover needs; add recover: {} or remove teacher")
+        part = part_of(self.teacher or "teacher")
+        if part.stage is None and part.model is None:
+            raise ValueError("teacher must be a stage or a model: recovery needs one that answers every row")
+        if part.weight != 1.0:
+            raise ValueError("teacher has a weight, which counts beside other teachers alone; leave it out")
 
     def references(self) -> Mapping[str, str | None]:
-        """The model to prune, and the teacher of its recovery."""
-        return {"model": self.from_} | ({"teacher": self.teacher or "teacher"} if self.recover else {})
+        """The model to prune, and the stage that teaches its recovery."""
+        part = part_of(self.teacher or "teacher")
+        return {"model": self.from_} | ({"teacher": part.stage} if self.recover and part.stage else {})
+
+    def sources(self) -> Mapping[str, ModelSource | RowFile]:
+        """The teacher of the recovery where it is no stage."""
+        model = part_of(self.teacher or "teacher").model
+        return {"teacher": model} if self.recover and model else {}
 
     def filled(self, earlier: Sequence[Stage]) -> Stage:
-        """Recovery with the terms, batches and teacher of the distill stage upstream where it names none."""
+        """Recovery with the terms, batches and teacher of the distill stage upstream where it names none.
+
+        Raises: InputError where that stage has no teacher that could teach here.
+        """
         if self.recover is None:
             return self
         upstream = _upstream(self.from_, earlier)
         match = self.recover.match or (upstream.match if upstream else list(DEFAULT_MATCH))
         mix = self.recover.mix or (upstream.mix if upstream else None)
-        teacher = self.teacher or (upstream.teacher if upstream else "teacher")
+        teacher = self.teacher or (_teacher_of(upstream) if upstream else "teacher")
         recover = self.recover.model_copy(update={"match": match, "mix": mix})
         return self.model_copy(update={"recover": recover, "teacher": teacher})
 
@@ -57,6 +74,9 @@ class Prune(Stage):
         from compressor.prune.pruner import Pruner
 
         backtracks = self.gate is not None and self.gate.otherwise == "backtrack"
+        teacher = job.inputs.get("teacher")
+        if teacher is not None and "teacher" in self.sources():
+            teacher = model_here(teacher, job, "teacher")
         Pruner(
             job.inputs["model"],
             data=job.data,
@@ -64,7 +84,7 @@ class Prune(Stage):
             until=self.until,
             steps=self.steps,
             recover=self.recover,
-            teacher=job.inputs.get("teacher"),
+            teacher=teacher,
             seed=job.seed,
             device=job.device,
             smoke=job.smoke,
@@ -83,3 +103,17 @@ def _upstream(start: str | None, earlier: Sequence[Stage]) -> Distill | None:
             return stage
         place = places.get(stage.from_) if stage.from_ is not None else place - 1
     return None
+
+
+def _teacher_of(stage: Distill) -> str | TeacherPart:
+    """The one teacher of a distill stage, as a stage or a model; InputError where it has none such."""
+    first = stage.teachers[0]
+    if len(stage.teachers) == 1 and first.stage is not None:
+        return first.stage
+    if len(stage.teachers) == 1 and first.model is not None:
+        return first
+    has = f"{len(stage.teachers)} teachers" if len(stage.teachers) > 1 else "one that is neither"
+    raise InputError(
+        f"recover needs one teacher, a stage or a model, and {stage.id} has {has}; name one beside recover, such as "
+        f"teacher: {stage.id}"
+    )

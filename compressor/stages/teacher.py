@@ -35,7 +35,7 @@ class Teacher(Stage):
         """Import or fine-tune; `job.inputs["source"]` is the resolved folder of `model`."""
         source = job.inputs["source"]
         if job.smoke:
-            source = _random_teacher(source, job)
+            source = random_model(source, job, "teacher")
         if self.finetune is None:
             from compressor.train.finetune import import_model
 
@@ -48,6 +48,7 @@ class Teacher(Stage):
             source,
             data=job.data,
             train=self.finetune.train,
+            loss=self.finetune.loss,
             seed=job.seed,
             device=job.device,
             score=score,
@@ -55,10 +56,15 @@ class Teacher(Stage):
         ).fit(job.out / "model", work=job.out)
 
 
-def _random_teacher(source: Path, job: Job) -> Path:
-    """A folder with a small random model of the same depth and tokenizer, for smoke runs."""
+def model_here(folder: Path, job: Job, role: str) -> Path:
+    """The folder of a model from elsewhere; in a smoke run a small random one where it holds torch weights."""
+    return random_model(folder, job, role) if job.smoke and any(folder.glob("*.safetensors")) else folder
+
+
+def random_model(source: Path, job: Job, role: str) -> Path:
+    """A folder with a small random classifier of the depth and tokenizer of `source`, for smoke runs."""
     from compressor.model.random import save_random_model
 
-    folder = job.out / "random"
+    folder = job.out / "random" / role
     save_random_model(source, folder, hidden=32, heads=4, labels=job.data.labels, seed=job.seed)
     return folder

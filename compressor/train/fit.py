@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from compressor.device import seed_all
 from compressor.errors import InputError
+from compressor.model.states import set_dropout
 from compressor.stage import Progress
 from compressor.train.average import Weights, set_weights, update_average, using, weights_of
 from compressor.train.checkpoints import (
@@ -31,6 +32,7 @@ from compressor.train.checkpoints import (
     write_checkpoint,
 )
 from compressor.train.precision import accelerator, resolve_precision
+from compressor.train.row_updates import RowUpdates, large_tables
 from compressor.train.schedules import planned_steps, rate_factor
 from compressor.train.settings import Train
 from compressor.train.steps import STEPS_FILE, StepLog, last_attempt
@@ -62,10 +64,16 @@ class Source(Protocol[Item, Made_co]):
 
 @dataclass(frozen=True)
 class Loss:
-    """What is minimised, shape (), and its unweighted terms by name, each (); a name is a term's in every step."""
+    """What is minimised, and what the log says of it."""
 
     total: Tensor
+    """Shape ()."""
     terms: dict[str, Tensor]
+    """The unweighted terms by name, each (); a name is a term's in every step."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """What terms are made of, each (), named such as `hidden 4:2`; read only to name the one that is not finite."""
+    shares: dict[str, Tensor] = field(default_factory=dict)
+    """Each term's share of the gradient, (), in steps where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,12 @@ def fit(
     found = read_checkpoint(work / CHECKPOINT_FOLDER, key=full_key)
     before = Standing(full_key, threads=torch.get_num_threads(), attempt=0) if found is None else found[0]
     attempt = max(last_attempt(log_path), before.attempt) + 1
-    with _threads(before.threads), accelerator(device, precision) as accel, _plain_forward(everything):
+    with (
+        _threads(before.threads),
+        accelerator(device, precision) as accel,
+        _plain_forward(everything),
+        _dropping(model, train.dropout),
+    ):
         loop = _Loop(everything, train, accel, score, total=total)
         if found is None:
             seed_all(seed)
@@ -143,7 +156,8 @@ def fit(
             loop.restore(found[1])
         log = StepLog(log_path, attempt=attempt, what=what)
         try:
-            standing = loop.run(source, loss, before.with_(attempt=attempt), work, log, progress, what)
+            with loop.tables.attached():
+                standing = loop.run(source, loss, before.with_(attempt=attempt), work, log, progress, what)
         finally:
             log.flush(check=False)
     model.eval()
@@ -179,7 +193,11 @@ class _Loop:
         self.names: dict[Tensor, str] = {
             parameter: name for name, parameter in everything.named_parameters() if parameter.requires_grad
         }
-        self.raw_optimizer = _adamw(self.names, train)
+        # an average moves every row at every step, so that there is nothing to save
+        tables = large_tables(everything) if train.average is None else {}
+        self.tables = RowUpdates(tables, weight_decay=train.weight_decay)
+        self.dense = [parameter for parameter in self.names if parameter not in self.tables.weights]
+        self.raw_optimizer = _adamw(self.dense, train)
         self.optimizer = accel.prepare_optimizer(self.raw_optimizer)
         self.average: Weights | None = weights_of(self.model) if train.average is not None else None
         self.best: Weights | None = None
@@ -188,6 +206,7 @@ class _Loop:
         """Take up what a checkpoint holds."""
         copy_into(module_tensors(self.everything), groups["weights"], what="checkpoint")
         restore_optimizer(self.raw_optimizer, self.names, groups.get("optimizer", {}))
+        self.tables.restore(groups.get("rows", {}))
         if self.average is not None:
             copy_into(self.average, groups["average"], what="checkpoint's average")
         if "best" in groups:
@@ -203,6 +222,7 @@ class _Loop:
             {
                 "weights": module_tensors(self.everything),
                 "optimizer": optimizer_tensors(self.raw_optimizer, self.names),
+                "rows": self.tables.tensors(),
                 "average": self.average or {},
                 "best": self.best or {},
                 "random": random_state(),
@@ -244,6 +264,7 @@ class _Loop:
                 progress(what, standing.step, self.total)
                 if over:
                     break
+        self.tables.settle()
         kept = self.best if self.best is not None else self.average
         if kept is not None:
             set_weights(self.model, kept)
@@ -266,20 +287,22 @@ class _Loop:
         with self.accel.autocast():
             found = loss(self.model, batch, standing.step / self.total)
         self.accel.backward(found.total)
+        found_rows = self.tables.gradients()
         norm = torch.zeros(())
         if self.train.clip is not None:
-            norm = self.accel.clip_grad_norm_(list(self.names), self.train.clip)
+            norm = self.accel.clip_grad_norm_([*self.dense, *found_rows], self.train.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.tables.step(rate)
         if self.average is not None and self.train.average is not None:
             update_average(self.average, self.model, decay=self.train.average, step=standing.step + 1)
         log.add(
             step=standing.step + 1,
             epoch=standing.epoch + (standing.position + 1) / batches,
             learning_rate=rate,
-            total=found.total,
-            terms=found.terms,
+            found=found,
             norm=norm.to(found.total.device),
+            batch=batch,
         )
 
     def judged(self, standing: Standing) -> Standing:
@@ -287,6 +310,7 @@ class _Loop:
         assert self.score is not None
         assert self.train.early_stop is not None
         random = random_state()
+        self.tables.settle()
         with using(self.model, self.average):
             self.model.eval()
             value = self.score(self.model)
@@ -301,7 +325,7 @@ class _Loop:
 
 
 def _adamw(names: Iterable[Tensor], train: Train) -> torch.optim.AdamW:
-    """AdamW, fused where the device has it; matrices decay, biases and norms do not."""
+    """AdamW in one kernel for all parameters; matrices decay, biases and norms do not."""
     parameters = list(names)
     matrices = [parameter for parameter in parameters if parameter.dim() > 1]
     vectors = [parameter for parameter in parameters if parameter.dim() <= 1]
@@ -338,3 +362,16 @@ def _plain_forward(everything: nn.ModuleDict) -> Iterator[None]:
         for module in everything.values():
             if module.__dict__.pop("_original_forward", None) is not None:
                 module.__dict__.pop("forward", None)
+
+
+@contextlib.contextmanager
+def _dropping(model: nn.Module, share: float | None) -> Iterator[None]:
+    """Inside, every dropout of `model` drops `share`; None leaves each as it is."""
+    before = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    if share is not None:
+        set_dropout(model, share)
+    try:
+        yield
+    finally:
+        for module, own in before.items():
+            module.p = own

@@ -12,6 +12,7 @@ from torch import nn
 from compressor.data.batches import Pool
 from compressor.data.rows import DataSets
 from compressor.errors import InputError
+from compressor.model.states import forward
 
 Scorer = Callable[[str, NDArray[np.int64], NDArray[np.int64], Sequence[str]], float]
 """(metric, predictions, references, labels) to a score, higher is better; evaluate.metrics.score is one."""
@@ -28,7 +29,7 @@ def pool_logits(model: nn.Module, pool: Pool) -> NDArray[np.float32]:
     rows: list[NDArray[np.int64]] = []
     with torch.inference_mode():
         for batch in pool.in_order(batch_tokens=SCORING_TOKENS):
-            parts.append(model(**batch.to(device).inputs).logits.float().cpu().numpy())
+            parts.append(forward(model, batch.to(device)).float().cpu().numpy())
             rows.append(batch.rows.numpy())
     model.train(training)
     logits = np.empty((len(pool), parts[0].shape[1]), dtype=np.float32)

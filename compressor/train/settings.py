@@ -37,6 +37,8 @@ class Train(Settings):
     """Largest norm of the gradient; null switches clipping off."""
     weight_decay: Annotated[Real, Field(ge=0)] = 0.01
     """Decoupled decay of matrices; biases and layer norms have none."""
+    dropout: Share | None = None
+    """Share of the activations dropped while training; the model's own config decides unless given."""
     average: Annotated[Real, Field(gt=0, lt=1)] | None = None
     """Decay of the exponential moving average of the weights, such as 0.999; null keeps the last weights."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -58,5 +60,5 @@ class Finetune(Settings):
 
     train: Train = Train()
     """Length and speed of training."""
-    loss: Literal["ce"] = "ce"
-    """Loss on the labels; ce is cross-entropy."""
+    loss: Literal["ce", "focal", "gce"] = "ce"
+    """Cross-entropy; focal looks less at rows that are right already; gce resists wrong labels."""

@@ -6,16 +6,38 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from compressor.train.guards import refuse_not_finite
+from compressor.train.guards import Numbers, refuse_not_finite, rows_in_words
 
 STEPS_FILE = "steps.jsonl"
 READ_EVERY = 10
 """Steps between two reads of the losses from the device."""
+
+
+class Measured(Protocol):
+    """What a step found; train.fit.Loss is one. Every tensor has shape ()."""
+
+    @property
+    def total(self) -> Tensor:
+        """What was minimised."""
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """The unweighted terms by name."""
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """What terms are made of, such as `hidden 4:2`."""
+
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        """Each term's share of the gradient, where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +46,19 @@ class _Step:
     epoch: float
     learning_rate: float
     seconds: float
+    sizes: tuple[int, int, int]
+    """How many terms, parts and shares there are."""
     names: tuple[str, ...]
+    """Those of the terms, loss, gradient, parts and shares."""
     values: Tensor
+    batch: object
+    """Read where a number is not finite."""
+
+    def numbers(self) -> Numbers:
+        """The step's numbers, read from the device."""
+        pairs = list(zip(self.names, self.values.tolist(), strict=True))
+        main, parts = self.sizes[0] + 2, self.sizes[1]
+        return Numbers(self.step, dict(pairs[:main]), dict(pairs[main : main + parts]), dict(pairs[main + parts :]))
 
 
 def last_attempt(path: Path) -> int:
@@ -56,39 +89,55 @@ class StepLog:
         return time.perf_counter() - self._started
 
     def add(
-        self, *, step: int, epoch: float, learning_rate: float, total: Tensor, terms: dict[str, Tensor], norm: Tensor
+        self, *, step: int, epoch: float, learning_rate: float, found: Measured, norm: Tensor, batch: object = None
     ) -> None:
-        """Note a step (numbered from 1); every READ_EVERY of them are written. Raises as `flush` does."""
-        names = (*terms, "loss", "gradient")
-        values = torch.stack([value.detach().float().reshape(()) for value in (*terms.values(), total, norm)])
-        self._waiting.append(_Step(step, epoch, learning_rate, self.seconds, names, values))
+        """Note a step (numbered from 1); every READ_EVERY of them are written. Raises as `flush` does.
+
+        Args:
+            found: its loss, terms and what else is known of them.
+            norm: of the gradient before clipping, 0 without clipping.
+            batch: where it has `rows`, they are named when a number is not finite.
+        """
+        terms, parts, shares = found.terms, found.parts, found.shares
+        names = (*terms, "loss", "gradient", *parts, *shares)
+        tensors = (*terms.values(), found.total, norm, *parts.values(), *shares.values())
+        values = torch.stack([value.detach().float().reshape(()).to(norm.device) for value in tensors])
+        sizes = (len(terms), len(parts), len(shares))
+        self._waiting.append(_Step(step, epoch, learning_rate, self.seconds, sizes, names, values, batch))
         if len(self._waiting) >= READ_EVERY:
             self.flush()
 
     def flush(self, *, check: bool = True) -> None:
-        """Write what waits; raises StageError with term and step where a number is not finite, if `check`."""
+        """Write what waits; raises StageError with term, rows and step where a number is not finite, if `check`."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        numbers = [dict(zip(step.names, step.values.tolist(), strict=True)) for step in waiting]
+        numbers = [step.numbers() for step in waiting]
         with self.path.open("a", encoding="utf-8") as file:
-            for step, values in zip(waiting, numbers, strict=True):
-                file.write(json.dumps(self._line(step, values)) + "\n")
+            for step, found in zip(waiting, numbers, strict=True):
+                file.write(json.dumps(self._line(step, found)) + "\n")
         if check:
-            refuse_not_finite(
-                ((step.step, values) for step, values in zip(waiting, numbers, strict=True)), what=self.what
-            )
+            for step, found in zip(waiting, numbers, strict=True):
+                refuse_not_finite(found, what=self.what, rows=partial(rows_in_words, step.batch))
 
-    def _line(self, step: _Step, values: dict[str, float]) -> dict[str, object]:
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        loss = finite.pop("loss")
-        finite.pop("gradient")
-        return {
+    def _line(self, step: _Step, numbers: Numbers) -> dict[str, object]:
+        terms = dict(numbers.main)
+        loss = terms.pop("loss")
+        terms.pop("gradient")
+        line: dict[str, object] = {
             "attempt": self.attempt,
             "step": step.step,
             "epoch": round(step.epoch, 4),
-            "loss": loss,
-            "terms": finite,
+            "loss": _finite(loss),
+            "terms": {name: _finite(value) for name, value in terms.items()},
             "learning_rate": step.learning_rate,
             "seconds": round(step.seconds, 4),
         }
+        if numbers.shares:
+            line["shares"] = {name: _finite(value) for name, value in numbers.shares.items()}
+        return line
+
+
+def _finite(value: float) -> float | None:
+    """The number as JSON can say it: None where it is not finite."""
+    return value if math.isfinite(value) else None

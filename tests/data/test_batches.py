@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from compressor.data import mix as mix_words
-from compressor.data.augment import mask_tokens
 from compressor.data.batches import UNLABELLED, Pool, bucketed
 from compressor.data.encode import Encoded
 from compressor.data.mixing import mixed_batches
@@ -14,10 +13,10 @@ from compressor.train.settings import Train
 
 
 def pool_of(lengths, *, labels=None, pairs=False, first_id=5):
-    ids = [np.arange(first_id, first_id + n, dtype=np.int32) for n in lengths]
-    types = [np.ones(n, dtype=np.int32) for n in lengths] if pairs else None
+    ids = [np.arange(first_id, first_id + n) for n in lengths]
+    types = [np.ones(n) for n in lengths] if pairs else None
     targets = np.full(len(lengths), UNLABELLED) if labels is None else np.array(labels)
-    return Pool(Encoded(ids, types, 0, 0, sum(lengths)), targets.astype(np.int64), pad_id=0)
+    return Pool(Encoded.of(ids, types), targets.astype(np.int64), pad_id=0)
 
 
 def random_lengths(count, seed=0):
@@ -173,23 +172,6 @@ def test_a_pool_gives_every_row_once_for_scoring():
     batches = list(pool.in_order(batch_tokens=512))
     assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(300))
     assert all(batch.targets.tolist() == [row % 2 for row in batch.rows.tolist()] for batch in batches)
-
-
-def test_masking_changes_the_share_of_ordinary_tokens_and_no_other():
-    pool = pool_of([60, 30] * 50)
-    batch = pool.batch(range(100))
-    generator = torch.Generator().manual_seed(0)
-    masked = mask_tokens(batch, 0.3, 4, [0, 5, 6], generator)
-    before, after = batch.inputs["input_ids"], masked.inputs["input_ids"]
-    ordinary = (before != 5) & (before != 6) & (batch.inputs["attention_mask"] == 1)
-    assert torch.equal(before[~ordinary], after[~ordinary])
-    assert set(after[before != after].tolist()) == {4}
-    assert float((before != after)[ordinary].float().mean()) == pytest.approx(0.3, abs=0.03)
-    again = mask_tokens(batch, 0.3, 4, [0, 5, 6], torch.Generator().manual_seed(0))
-    assert torch.equal(after, again.inputs["input_ids"])
-    assert mask_tokens(batch, 0.0, 4, [], generator) is batch
-    everything = mask_tokens(batch, 1.0, 4, [0, 5, 6], generator).inputs["input_ids"]
-    assert set(everything[ordinary].tolist()) == {4}
 
 
 def test_mix_words_are_those_of_the_recipe():

@@ -1,13 +1,19 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from compressor.data.encode import check_script, collate, open_encoder
+from compressor.data.encode import Encoded, check_pool, check_script, collate, open_encoder
+from compressor.data.rows import PoolPart
 from compressor.errors import InputError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "##s"]
+
+
+def rows_of(encoded):
+    return [encoded.row(place).tolist() for place in range(len(encoded))]
 
 
 @pytest.fixture
@@ -29,29 +35,25 @@ def folder(tmp_path):
 
 def test_texts_become_ids_without_padding_and_with_their_losses_counted(folder):
     encoded = open_encoder(folder, 6).encode(["Good films", "a b good good film", "", "bad " * 9])
-    assert [row.tolist() for row in encoded.ids] == [[2, 5, 7, 9, 3], [2, 8, 1, 5, 5, 3], [2, 3], [2, 6, 6, 6, 6, 3]]
+    assert rows_of(encoded) == [[2, 5, 7, 9, 3], [2, 8, 1, 5, 5, 3], [2, 3], [2, 6, 6, 6, 6, 3]]
     assert (encoded.truncated, encoded.unknown, encoded.total) == (2, 1, 3 + 4 + 0 + 4)
     assert encoded.lengths.tolist() == [5, 6, 2, 6]
     assert encoded.types is None
-    assert all(row.dtype == np.int32 for row in encoded.ids)
+    assert encoded.ids.dtype == np.int32
 
 
 def test_a_pair_is_two_segments_and_the_longer_text_is_cut_first(folder):
     encoded = open_encoder(folder, 8).encode([("good", "bad " * 9), ("a", "film")])
-    assert encoded.ids[0].tolist() == [2, 5, 3, 6, 6, 6, 6, 3]
-    assert encoded.types[0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert encoded.row(0).tolist() == [2, 5, 3, 6, 6, 6, 6, 3]
+    assert encoded.row_types(0).tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
     assert encoded.truncated == 1
 
 
 def test_a_pair_given_as_a_list_is_the_same_pair(folder):
     encoder = open_encoder(folder, 8)
     lists, tuples = (encoder.encode([form(("good", "bad film")), form(("a", "film"))]) for form in (list, tuple))
-    assert (
-        [row.tolist() for row in lists.types]
-        == [row.tolist() for row in tuples.types]
-        == [[0] * 3 + [1] * 3, [0] * 3 + [1] * 2]
-    )
-    assert [row.tolist() for row in lists.ids] == [row.tolist() for row in tuples.ids]
+    assert lists.types.tolist() == tuples.types.tolist() == [0] * 3 + [1] * 3 + [0] * 3 + [1] * 2
+    assert rows_of(lists) == rows_of(tuples)
 
 
 def test_rows_do_not_depend_on_their_company(folder, monkeypatch):
@@ -59,9 +61,10 @@ def test_rows_do_not_depend_on_their_company(folder, monkeypatch):
     encoder = open_encoder(folder, 16)
     whole = encoder.encode(texts)
     monkeypatch.setattr("compressor.data.encode.CHUNK_ROWS", 3)
-    for row, text in zip(encoder.encode(texts).ids, texts, strict=True):
-        assert row.tolist() == encoder.encode([text]).ids[0].tolist()
-    assert [r.tolist() for r in whole.ids] == [r.tolist() for r in encoder.encode(texts).ids]
+    for row, text in zip(rows_of(encoder.encode(texts)), texts, strict=True):
+        assert row == encoder.encode([text]).row(0).tolist()
+    assert rows_of(whole) == rows_of(encoder.encode(texts))
+    assert encoder.encode(texts).own.tolist() == whole.own.tolist() == [1, 2, 4, 0] * 5
 
 
 def test_a_batch_is_padded_to_its_longest_row(folder):
@@ -155,9 +158,9 @@ def test_vocab_txt_alone_gives_the_ids_of_transformers(tmp_path, settings):
         first, second = text if isinstance(text, tuple) else (text, None)
         wanted = stock(first, second, truncation="longest_first", max_length=24)
         encoded = here.encode([text])
-        assert encoded.ids[0].tolist() == wanted["input_ids"] == there.encode([text]).ids[0].tolist()
+        assert encoded.row(0).tolist() == wanted["input_ids"] == there.encode([text]).row(0).tolist()
         if second is not None:
-            assert encoded.types[0].tolist() == wanted["token_type_ids"]
+            assert encoded.row_types(0).tolist() == wanted["token_type_ids"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +175,58 @@ def test_vocab_txt_alone_gives_the_ids_of_transformers(tmp_path, settings):
 def test_a_vocabulary_that_does_not_say_the_whole_tokenizer_is_refused(folder, name, content):
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    assert open_encoder(folder, 8).encode(["good films"]).ids[0].tolist() == [2, 5, 7, 9, 3]
+    assert open_encoder(folder, 8).encode(["good films"]).row(0).tolist() == [2, 5, 7, 9, 3]
     (folder / name).write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"holds no tokenizer\.json; open the model once"):
         open_encoder(folder, 8)
+
+
+def encoded_of(shares, rows=50):
+    """Rows of 20 tokens of which a share is unknown, part after part."""
+    unknown = [round(share * 20) for share in shares for _row in range(rows)]
+    encoded = Encoded.of([[5] * 20] * len(unknown))
+    return replace(encoded, unknown_tokens=np.array(unknown, dtype=np.int32))
+
+
+def test_a_pool_in_another_language_is_named_with_both_shares():
+    parts = [PoolPart("data/forum.txt", 50), PoolPart("data/foreign.txt", 50)]
+    labelled = encoded_of([0.05])
+    check_pool(encoded_of([0.1, 0.25]), parts, labelled)
+    check_pool(encoded_of([0.1]), (), encoded_of([0.0]))
+    with pytest.raises(
+        InputError,
+        match=r"^data/foreign\.txt: 30\.0% of the tokens are unknown to the model's vocabulary, in the labelled rows "
+        r"5\.0%; these rows are in another language or were read in the wrong encoding, leave them out$",
+    ):
+        check_pool(encoded_of([0.0, 0.3]), parts, labelled)
+    with pytest.raises(InputError, match=r"^data\.unlabelled: 15\.0% of the tokens"):
+        check_pool(encoded_of([0.15]), (), encoded_of([0.0]))
+    with pytest.raises(
+        InputError, match=r"^data/forum\.txt: 55% of the tokens are unknown .* made for another language"
+    ):
+        check_pool(encoded_of([0.55, 0.0]), parts, encoded_of([0.5]))
+
+
+def test_rows_taken_and_padded_are_those_of_a_plain_loop():
+    random = np.random.default_rng(0)
+    rows = [random.integers(5, 99, n).tolist() for n in random.integers(0, 9, 40)]
+    types = [(np.arange(len(row)) > 2).astype(int).tolist() for row in rows]
+    encoded = Encoded.of(rows, types)
+    order = random.permutation(40)[:17].tolist()
+    batch = collate(encoded, order, 1)
+    longest = max(len(rows[place]) for place in order)
+    for name, source, blank in (("input_ids", rows, 1), ("token_type_ids", types, 0)):
+        assert batch[name].tolist() == [source[place] + [blank] * (longest - len(rows[place])) for place in order]
+    assert batch["attention_mask"].sum(1).tolist() == [len(rows[place]) for place in order]
+    assert [encoded.row(place).tolist() for place in range(40)] == rows
+    assert [encoded.row_types(place).tolist() for place in range(40)] == types
+    assert Encoded.of(rows).row_types(3).tolist() == [0] * len(rows[3])
+    assert collate(encoded, [], 1)["input_ids"].shape == (0, 0)
+    both = Encoded.of(rows).take([1]).and_then(encoded.take([2]))
+    assert both.types.tolist() == [0] * len(rows[1]) + types[2]
+    assert Encoded.of(rows).take([1]).and_then(Encoded.of(rows).take([2])).types is None
+
+
+def test_no_texts_are_no_rows(folder):
+    encoded = open_encoder(folder, 6).encode([])
+    assert (len(encoded), encoded.total, encoded.unknown_share(), encoded.types) == (0, 0, 0.0, None)

@@ -288,6 +288,73 @@ def test_a_pool_of_many_rows_is_cleaned_against_train_select_and_test(tmp_path):
     assert sum(data.removed.values()) == 2 * len(lines) - len(data.unlabelled)
 
 
+def pool_data(tmp_path, *sources, split=None, rows=40):
+    train = write(tmp_path, "r.jsonl", [*many(rows), ("no label", None)])
+    given = {"train": train, "unlabelled": list(sources)} | ({"split": split} if split else {})
+    return open_data(given, base=tmp_path)
+
+
+def test_each_source_of_the_pool_keeps_its_rows_together_with_its_share_and_what_it_lost(tmp_path):
+    (tmp_path / "a.txt").write_text("a1\n\na2\nrow 3\n")
+    (tmp_path / "b.txt").write_text("b1\na1\nb2\nb1\n")
+    data = pool_data(tmp_path, {"path": "a.txt", "share": 0.25}, "b.txt", split={"train": 30})
+    rest, first, second = data.pools
+    assert (rest.name, rest.rows, rest.share) == ("unlabelled rows of r.jsonl", 11, None)
+    assert (first.name, first.rows, first.share) == ("a.txt", 2, 0.25)
+    assert (second.name, second.rows, second.share) == ("b.txt", 2, None)
+    assert second.removed == {"leaked": 0, "duplicate": 2, "empty": 0}
+    assert first.removed["empty"] == 1
+    assert data.unlabelled.texts[-second.rows :] == ("b1", "b2")
+    assert sum(part.rows for part in data.pools) == len(data.unlabelled)
+    assert {why: sum(part.removed[why] for part in data.pools) for why in data.removed} == data.removed
+
+
+def test_a_pool_without_rows_has_no_sources(tmp_path):
+    write(tmp_path, "r.jsonl", many(40))
+    assert open_data({"train": "r.jsonl"}, base=tmp_path).pools == ()
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (
+            [{"path": "a.txt", "share": 0.7}, {"path": "b.txt", "share": 0.4}],
+            "data.unlabelled has shares that sum to 1.1; make them sum to 1 at most",
+        ),
+        (
+            [{"path": "a.txt", "share": 1.0}, "b.txt"],
+            "data.unlabelled has shares that sum to 1, which leaves nothing for its sources without a share; give each "
+            "one",
+        ),
+        (
+            [{"path": "a.txt", "share": 0.7}, {"path": "b.txt", "share": 0.2}],
+            "data.unlabelled has shares that sum to 0.9, and no other source has rows for the rest; make them sum to 1",
+        ),
+        (
+            [{"path": "a.txt", "share": 0.7}, {"path": "same.txt", "share": 0.3}],
+            "data.unlabelled: same.txt has share 0.3, but none of its rows is left (removed: 0 leaked, 2 duplicate, "
+            "1 empty); give it rows of its own or leave it out",
+        ),
+    ],
+)
+def test_shares_that_cannot_be_had_are_refused(tmp_path, sources, message):
+    for name, text in (("a.txt", "a1\na2\n"), ("b.txt", "b1\nb2\n"), ("same.txt", "a1\n\na2\n")):
+        (tmp_path / name).write_text(text)
+    write(tmp_path, "r.jsonl", many(40))
+    given = {"train": "r.jsonl", "unlabelled": sources}
+    with pytest.raises(InputError) as told:
+        open_data(given, base=tmp_path)
+    assert str(told.value) == message
+    early = check_columns(Data.model_validate(given), tmp_path)
+    assert early == ([("unlabelled", message.removeprefix("data.unlabelled "))] if "rows" not in message else [])
+
+
+def test_shares_of_one_leave_the_train_files_own_rows_undrawn_and_say_so(tmp_path):
+    (tmp_path / "a.txt").write_text("a1\na2\n")
+    data = pool_data(tmp_path, {"path": "a.txt", "share": 1.0})
+    assert data.notes == ("unlabelled rows of r.jsonl: 1 rows are never drawn, as the shares sum to 1.",)
+
+
 @pytest.mark.registry
 def test_the_movie_snippets_are_those_described():
     data = open_data({"train": MOVIES, "label": RATED, "split": {"test": 2000, "select": 1000}})

@@ -10,15 +10,23 @@ from torch import Tensor
 from compressor.distill.losses import (
     HIDDEN_LOSSES,
     LOGITS_LOSSES,
+    SAME_WIDTH,
+    ce_per_row,
+    decoupled_per_row,
+    gce_per_row,
     hidden_cosine,
+    hidden_gram,
+    hidden_mmd,
     hidden_mse,
+    hidden_pkd,
     kd_ce,
     kd_kl,
     kd_mse,
     kl_per_row,
     weighted_mean,
 )
-from compressor.distill.settings import HiddenMatch, LogitsMatch
+from compressor.distill.settings import EmbeddingsMatch, HiddenMatch, LogitsMatch
+from compressor.train.losses import gce_per_row as label_gce_per_row
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +43,8 @@ def test_tables_and_settings_name_the_same_losses() -> None:
         named = typing.get_args(schema.model_fields["loss"].annotation)
         assert named
         assert set(named) == set(table)
+    assert set(typing.get_args(EmbeddingsMatch.model_fields["loss"].annotation)) < set(HIDDEN_LOSSES)
+    assert set(HIDDEN_LOSSES) > SAME_WIDTH
 
 
 def test_kl_agrees_with_scipy() -> None:
@@ -104,15 +114,134 @@ def test_kl_tends_to_half_of_mse_as_the_temperature_grows() -> None:
     )
 
 
-def test_no_gradient_flows_into_the_teacher() -> None:
+@pytest.mark.parametrize("name", sorted(LOGITS_LOSSES))
+def test_no_gradient_flows_into_the_teachers_logits(name: str) -> None:
     student, teacher = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
-    states, taught = torch.randn(2, 4, 6, requires_grad=True), torch.randn(2, 4, 6, requires_grad=True)
-    mask = torch.ones(2, 4)
-    total = kd_kl(student, teacher) + kd_ce(student, teacher) + kd_mse(student, teacher)
-    (total + hidden_mse(states, taught, mask) + hidden_cosine(states, taught, mask)).backward()
+    LOGITS_LOSSES[name](student, teacher).sum().backward()
     assert teacher.grad is None
-    assert taught.grad is None
     assert student.grad is not None
+    assert student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", sorted(LOGITS_LOSSES))
+def test_each_row_has_a_loss_of_its_own(name: str) -> None:
+    student, teacher = torch.randn(6, 4) * 2, torch.randn(6, 4) * 2
+    together, order = LOGITS_LOSSES[name](student, teacher), torch.randperm(6)
+    assert together.shape == (6,)
+    torch.testing.assert_close(LOGITS_LOSSES[name](student[order], teacher[order]), together[order])
+    torch.testing.assert_close(LOGITS_LOSSES[name](student[2:3], teacher[2:3]), together[2:3])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_decoupled_is_kl_split_at_the_teachers_first_class(temperature: float) -> None:
+    student, teacher = torch.randn(8, 5) * 3, torch.randn(8, 5) * 3
+    p = softmax(teacher.numpy() / temperature, 1)
+    rest = 1 - p.max(1)
+    without, full = (decoupled_per_row(student, teacher, temperature=temperature, beta=beta) for beta in (0.0, 1.0))
+    # KL = TCKD + (1 - p) NCKD (Zhao et al. 2022, equation 5)
+    expected = kl_per_row(student, teacher, temperature=temperature)
+    torch.testing.assert_close(without + torch.tensor(rest) * (full - without), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_decoupled_agrees_with_its_definition_in_numpy() -> None:
+    student, teacher = torch.randn(6, 4) * 2, torch.randn(6, 4) * 2
+    expected = []
+    for one, other in zip(student.numpy() / 3.0, teacher.numpy() / 3.0, strict=True):
+        q, p, first = softmax(one), softmax(other), other.argmax()
+        ends = rel_entr([p[first], 1 - p[first]], [q[first], 1 - q[first]]).sum()
+        p, q = np.delete(p, first), np.delete(q, first)
+        expected.append(9.0 * (ends + 8.0 * rel_entr(p / p.sum(), q / q.sum()).sum()))
+    assert decoupled_per_row(student, teacher, temperature=3.0).numpy() == pytest.approx(np.array(expected), rel=1e-4)
+
+
+def test_decoupled_of_two_classes_has_no_others_and_is_kl() -> None:
+    student, teacher = torch.randn(8, 2) * 3, torch.randn(8, 2) * 3
+    torch.testing.assert_close(
+        decoupled_per_row(student, teacher, beta=8.0), kl_per_row(student, teacher), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_decoupled_stays_finite_where_the_teacher_is_sure() -> None:
+    student = torch.tensor([[0.0, 1.0, 2.0]], requires_grad=True)
+    loss = decoupled_per_row(student, torch.tensor([[200.0, 0.0, -200.0]])).sum()
+    assert math.isfinite(loss.item())
+    assert torch.isfinite(gradient(loss, student)).all()
+
+
+def test_gce_agrees_with_its_definition_and_tends_to_the_labels_one() -> None:
+    student, teacher = torch.randn(5, 3), torch.randn(5, 3)
+    p, q = softmax(teacher.numpy(), 1), softmax(student.numpy(), 1)
+    expected = (p * (1 - q**0.7) / 0.7).sum(1)
+    assert gce_per_row(student, teacher).numpy() == pytest.approx(expected, rel=1e-5)
+    sure = torch.full((5, 3), -99.0).scatter(1, torch.tensor([[0], [2], [1], [1], [0]]), 99.0)
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    torch.testing.assert_close(gce_per_row(student, sure), label_gce_per_row(student, labels))
+
+
+def test_gce_pulls_less_than_ce_towards_answers_that_the_student_contradicts() -> None:
+    student = torch.tensor([[6.0, 0.0]], requires_grad=True)
+    wrong = torch.tensor([[-20.0, 20.0]])
+    noisy, plain = (gradient(loss(student, wrong).sum(), student).norm() for loss in (gce_per_row, ce_per_row))
+    assert noisy < 0.05 * plain
+
+
+def test_rows_without_an_answer_take_no_part_and_are_not_counted() -> None:
+    values = torch.tensor([1.0, 3.0, 50.0])
+    answered = torch.tensor([True, True, False])
+    assert weighted_mean(values, None, answered).item() == 2.0
+    assert weighted_mean(values, torch.tensor([1.0, 0.5, 9.0]), answered).item() == 1.25
+    assert weighted_mean(values, None, torch.zeros(3, dtype=torch.bool)).item() == 0.0
+
+
+@pytest.mark.parametrize("name", sorted(HIDDEN_LOSSES))
+def test_the_order_of_a_batch_changes_no_hidden_loss(name: str) -> None:
+    student, teacher, mask = torch.randn(4, 5, 8), torch.randn(4, 5, 8), torch.ones(4, 5)
+    mask[2, 3:] = 0
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(
+        HIDDEN_LOSSES[name](student[order], teacher[order], mask[order]), HIDDEN_LOSSES[name](student, teacher, mask)
+    )
+
+
+def test_pkd_is_the_distance_of_unit_first_tokens_whatever_the_width() -> None:
+    student, teacher, mask = torch.randn(3, 4, 8), torch.randn(3, 4, 8), torch.ones(3, 4)
+    a, b = student[:, 0].numpy(), teacher[:, 0].numpy()
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert hidden_pkd(student, teacher, mask).item() == pytest.approx((2 - 2 * cosine).mean(), rel=1e-5)
+    wide = [torch.cat([each] * 4, -1) for each in (student, teacher)]
+    torch.testing.assert_close(hidden_pkd(*wide, mask), hidden_pkd(student, teacher, mask))
+
+
+def test_mmd_agrees_with_the_kernel_over_all_pairs_of_channels() -> None:
+    student, teacher = torch.randn(2, 5, 6), torch.randn(2, 5, 9)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    expected = []
+    for row, length in ((0, 5), (1, 3)):
+        s, t = (each[row, :length].numpy().T for each in (student, teacher))
+        s, t = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (s, t))
+        kernel = {pair: ((x @ y.T) ** 2).mean() for pair, x, y in (("ss", s, s), ("tt", t, t), ("st", s, t))}
+        expected.append(kernel["ss"] + kernel["tt"] - 2 * kernel["st"])
+    assert hidden_mmd(student, teacher, mask).item() == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_gram_agrees_with_cosines_of_all_pairs_of_tokens() -> None:
+    student, teacher = torch.randn(2, 4, 6), torch.randn(2, 4, 9)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    by_token = []
+    for row, length in ((0, 4), (1, 2)):
+        units = [
+            (x := each[row, :length].numpy()) / np.linalg.norm(x, axis=1, keepdims=True) for each in (student, teacher)
+        ]
+        by_token.extend(((units[0] @ units[0].T - units[1] @ units[1].T) ** 2).mean(1))
+    assert hidden_gram(student, teacher, mask).item() == pytest.approx(np.mean(by_token), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(HIDDEN_LOSSES))
+def test_hidden_losses_in_half_precision_are_computed_in_full(name: str) -> None:
+    student, teacher, mask = torch.randn(2, 3, 8).bfloat16(), torch.randn(2, 3, 8), torch.ones(2, 3)
+    found = HIDDEN_LOSSES[name](student, teacher, mask)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, HIDDEN_LOSSES[name](student.float(), teacher, mask))
 
 
 def test_wrong_shapes_and_temperatures_are_refused() -> None:
@@ -122,6 +251,8 @@ def test_wrong_shapes_and_temperatures_are_refused() -> None:
         kl_per_row(torch.zeros(2, 3), torch.zeros(2, 3), temperature=0.0)
     with pytest.raises(ValueError, match="states differ in shape"):
         hidden_mse(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4), torch.ones(1, 2))
+    with pytest.raises(ValueError, match=r"differ in rows or tokens: \(1, 2\), \(1, 3\)"):
+        hidden_gram(torch.zeros(1, 2, 3), torch.zeros(1, 3, 4), torch.ones(1, 2))
 
 
 def test_hidden_losses_agree_with_numpy() -> None:

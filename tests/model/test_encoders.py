@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES, make
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
@@ -15,9 +16,11 @@ from transformers.utils import logging as transformers_logging
 
 from compressor.errors import InputError, StageError
 from compressor.model import encoders
-from compressor.model.encoders import load_model, model_logits, record_hidden, save_model, shapes
+from compressor.model.encoders import load_model, model_logits, save_model
 from compressor.model.manifest import Manifest, read_config, read_manifest
+from compressor.model.parts import anatomy, shapes
 from compressor.model.random import save_random_model
+from compressor.model.states import record_hidden
 from compressor.model.surgery import Kept, cut, keep_all
 
 torch.set_num_threads(1)
@@ -184,7 +187,7 @@ def test_an_encoder_of_unknown_anatomy_is_refused_by_name():
     config = RobertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=50)
     model = RobertaForSequenceClassification(config)
     with pytest.raises(InputError, match=r"type 'roberta'.*known are bert, pruned-bert"):
-        encoders.anatomy(model)
+        anatomy(model)
     assert shapes(model).layers[0].heads == 4
 
 
@@ -257,3 +260,34 @@ def test_a_random_model_of_a_pruned_one_is_a_stock_one_of_its_depth(tmp_path: Pa
     assert {"layer_shapes", "head_size", "auto_map"}.isdisjoint(config)
     assert config["vocab_size"] == read_config(tiny_classifier)["vocab_size"]
     assert load_model(folder).config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+def save_plain(model: PreTrainedModel, folder: Path) -> Path:
+    """A folder as other tools write it, with class names."""
+    encoders.set_labels(model, ["bad", "good"])
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "pruned-bert"])
+def test_every_family_opens_with_its_own_answers_in_the_asked_order(tmp_path: Path, family: str):
+    model = make(family)
+    folder = save_plain(model, tmp_path)
+    again = load_model(folder)
+    assert again.config._attn_implementation == ("eager" if family == "mpnet" else "sdpa")
+    assert torch.allclose(model_logits(again, PROBE), model_logits(model, PROBE), atol=1e-6)
+    turned = load_model(folder, labels=["good", "bad"], make_head=False)
+    assert torch.allclose(model_logits(turned, PROBE), model_logits(model, PROBE)[:, [1, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "pruned-bert"])
+def test_an_encoder_of_every_family_gets_a_new_head(tmp_path: Path, family: str):
+    make(family).base_model.save_pretrained(tmp_path)
+    model = load_model(tmp_path, labels=["a", "b", "c"])
+    assert model_logits(model, PROBE).shape == (2, 3)
+
+
+def test_segments_are_kept_from_a_model_that_knows_none(tmp_path: Path):
+    model = load_model(save_plain(make("mpnet"), tmp_path))
+    segments = {**PROBE, "token_type_ids": torch.ones_like(PROBE["input_ids"])}
+    assert torch.equal(model_logits(model, segments), model_logits(model, PROBE))

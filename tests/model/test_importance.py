@@ -9,9 +9,9 @@ from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from compressor.errors import InputError
-from compressor.model.encoders import shapes
-from compressor.model.gates import gated
-from compressor.model.importance import CRITERIA, magnitude, randomly, taylor
+from compressor.model.gates import channels_gated, gated
+from compressor.model.importance import CRITERIA, channel_norms, channel_taylor, magnitude, randomly, taylor
+from compressor.model.parts import shapes
 from compressor.model.surgery import Kept, cut
 from compressor.prune.settings import Criterion
 
@@ -145,3 +145,57 @@ def test_no_rows_are_refused():
 
 def test_the_table_of_criteria_holds_what_a_recipe_may_say():
     assert set(CRITERIA) == set(get_args(Criterion))
+
+
+@pytest.mark.parametrize(("size", "padding"), [(1, 0), (7, 0), (32, 3)])
+def test_channel_scores_are_the_mean_absolute_gate_gradient_at_any_batch_size_and_padding(size: int, padding: int):
+    model = make_model()
+    found = channel_taylor(model, batches(size, padding), cross_entropy)
+    sums = [torch.zeros(32), *(torch.zeros(32) for _ in range(4)), *(torch.zeros(64) for _ in range(2))]
+    for row in range(ROWS):
+        batch = make_batch([row])
+        gates = [torch.ones_like(part, requires_grad=True) for part in sums]
+        with channels_gated(model, hidden=gates[0], queries=gates[1:3], values=gates[3:5], neurons=gates[5:]):
+            cross_entropy(model(**batch.inputs).logits, batch.targets).backward()
+        sums = [total + gate.grad.abs() / ROWS for total, gate in zip(sums, gates, strict=True)]
+    for mine, theirs in zip((found.hidden, *found.queries, *found.values, *found.neurons), sums, strict=True):
+        assert float(theirs.max()) > 0
+        torch.testing.assert_close(mine, theirs.double(), rtol=1e-3, atol=1e-7)
+
+
+def test_channel_gates_at_one_change_nothing_and_a_closed_one_silences_its_channel_everywhere():
+    model, batch = make_model(), make_batch(range(4))
+    inner = [torch.ones(32)] * 2
+    closed = torch.ones(32)
+    closed[5] = 0
+    with torch.no_grad():
+        plain = model(**batch.inputs, output_hidden_states=True)
+        with channels_gated(model, hidden=torch.ones(32), queries=inner, values=inner, neurons=[torch.ones(64)] * 2):
+            assert torch.equal(model(**batch.inputs).logits, plain.logits)
+        with channels_gated(model, hidden=closed, queries=inner, values=inner, neurons=[torch.ones(64)] * 2):
+            states = model(**batch.inputs, output_hidden_states=True).hidden_states
+        assert torch.equal(model(**batch.inputs).logits, plain.logits)
+    assert all(float(state[..., 5].abs().max()) == 0 for state in states)
+    assert float(plain.hidden_states[1][..., 5].abs().max()) > 0
+
+
+def test_channel_norms_are_sums_of_squares_of_the_chosen_layers():
+    model = make_model()
+    found, weights = (
+        channel_norms(model, [1]),
+        {name: part.double().numpy() for name, part in model.state_dict().items()},
+    )
+    words = "bert.embeddings.{}_embeddings.weight"
+    hidden = sum((weights[words.format(name)] ** 2).mean(0) for name in ("word", "position", "token_type"))
+    layer = "bert.encoder.layer.1.{}.dense.weight"
+    hidden = hidden + sum((weights[layer.format(name)] ** 2).sum(1) for name in ("attention.output", "output"))
+    torch.testing.assert_close(found.hidden, torch.from_numpy(hidden))
+    query, key = (weights[f"bert.encoder.layer.1.attention.self.{name}.weight"] for name in ("query", "key"))
+    torch.testing.assert_close(found.queries[1], torch.from_numpy((query**2).sum(1) * (key**2).sum(1)))
+
+
+def test_channels_of_a_model_with_an_empty_layer_are_not_scored():
+    model = cut(make_model(), Kept(((0, 1, 2, 3), ()), (tuple(range(64)),) * 2, (0, 1)))
+    for score in (lambda: channel_norms(model, [0]), lambda: channel_taylor(model, batches(4), cross_entropy)):
+        with pytest.raises(InputError, match="where all heads or neurons of a layer were pruned"):
+            score()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import compressor
-from compressor.model.encoders import load_model, model_logits, save_model, shapes
+from compressor.model.encoders import load_model, model_logits, save_model
 from compressor.model.manifest import Manifest
+from compressor.model.parts import shapes
 from compressor.model.surgery import Kept, cut
 
 torch.set_num_threads(1)

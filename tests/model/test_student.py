@@ -1,17 +1,34 @@
+from dataclasses import dataclass
 from typing import get_args
 
 import pytest
 import torch
+from families import make
+from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from compressor.errors import InputError
-from compressor.model.encoders import anatomy, model_logits, shapes
+from compressor.model.encoders import model_logits
+from compressor.model.parts import anatomy, shapes
 from compressor.model.settings import Init, Student
-from compressor.model.student import LAYER_CHOICES, make_student
+from compressor.model.student import LAYER_CHOICES, label_loss, make_student
 from compressor.model.surgery import Kept, cut
 
 torch.set_num_threads(1)
 INPUTS = {"input_ids": torch.arange(18).view(2, 9) + 5}
+
+
+@dataclass(frozen=True)
+class Batch:
+    inputs: dict[str, Tensor]
+    targets: Tensor
+
+
+def make_probe(teacher: PreTrainedModel) -> list[Batch]:
+    """Two batches with the labels that the teacher finds least likely, so that its loss has a slope."""
+    ids = (torch.arange(12 * 7).view(12, 7) * 5) % 58 + 5
+    targets = model_logits(teacher, {"input_ids": ids}).argmin(-1)
+    return [Batch({"input_ids": ids[:7]}, targets[:7]), Batch({"input_ids": ids[7:]}, targets[7:])]
 
 
 def make_teacher(layers: int = 6) -> PreTrainedModel:
@@ -98,5 +115,99 @@ def test_a_pruned_model_has_no_student():
         make_student(pruned, Student(), seed=1)
 
 
-def test_the_table_of_layer_choices_holds_what_a_recipe_may_say():
-    assert set(LAYER_CHOICES) == set(get_args(Init.model_fields["layers"].annotation))
+def test_the_table_of_layer_choices_and_importance_are_what_a_recipe_may_say():
+    assert {*LAYER_CHOICES, "importance"} == set(get_args(Init.model_fields["layers"].annotation))
+
+
+@pytest.mark.parametrize("width", ["norm", "importance", "svd"])
+def test_every_choice_of_width_copies_exactly_where_nothing_is_narrower(width: str):
+    teacher = make_teacher(2)
+    student = make_student(teacher, Student(layers=2, init=Init(width=width)), seed=1, probe=make_probe(teacher))
+    assert torch.allclose(model_logits(student, INPUTS), model_logits(teacher, INPUTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("width", ["importance", "svd"])
+@pytest.mark.parametrize(
+    "wanted", [{"hidden": 16}, {"hidden": 20, "heads": 2, "ffn": 10}, {"heads": 8}, {"heads": 2, "ffn": 9}]
+)
+def test_every_choice_of_width_gives_the_asked_shape_and_finite_answers(width: str, wanted: dict[str, int]):
+    teacher = make_teacher(2)
+    student = make_student(teacher, Student(**wanted, init=Init(width=width)), seed=1, probe=make_probe(teacher))
+    sizes = shapes(student)
+    assert (sizes.hidden, sizes.layers[0].heads, sizes.layers[0].ffn) == (
+        wanted.get("hidden", 32),
+        wanted.get("heads", 4),
+        wanted.get("ffn", 64),
+    )
+    assert bool(torch.isfinite(model_logits(student, INPUTS)).all())
+
+
+def test_the_layers_without_which_the_loss_changes_least_are_left_out():
+    teacher = make_teacher()
+    with torch.no_grad():
+        for index in (0, 2, 5):  # a layer that adds nothing, between norms that agree
+            layer = anatomy(teacher).layers[index]
+            for part in (layer.attention_output, layer.down):
+                part.weight.mul_(1e-4)
+    init = Init(layers="importance")
+    student = make_student(teacher, Student(layers=3, init=init), seed=1, probe=make_probe(teacher))
+    kept = [layer.query.weight for layer in anatomy(student).layers if layer.query is not None]
+    theirs = [layer.query.weight for layer in anatomy(teacher).layers if layer.query is not None]
+    assert [next(place for place, one in enumerate(theirs) if torch.equal(one, own)) for own in kept] == [1, 3, 4]
+
+
+def test_channels_that_the_loss_does_not_feel_are_left_out_however_large():
+    teacher = make_teacher(2)
+    with torch.no_grad():
+        for layer in anatomy(teacher).layers:
+            assert layer.up is not None
+            layer.up.weight[::2] *= 5
+            layer.down.weight[:, ::2] = 0
+            layer.down.weight[:, 1::2] *= 0.1
+            layer.up.weight[::2] *= 5
+    student = make_student(
+        teacher, Student(layers=2, ffn=32, init=Init(width="importance")), seed=1, probe=make_probe(teacher)
+    )
+    assert torch.allclose(model_logits(student, INPUTS), model_logits(teacher, INPUTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("init", [Init(layers="importance"), Init(width="importance")])
+def test_importance_without_rows_is_refused(init: Init):
+    name = "layers" if init.layers == "importance" else "width"
+    with pytest.raises(InputError, match=f"student.init.{name}: importance is measured on rows, and there are none"):
+        make_student(make_teacher(2), Student(init=init), seed=1)
+    with pytest.raises(InputError, match="needs rows"):
+        make_student(make_teacher(2), Student(init=init), seed=1, probe=[])
+
+
+def test_the_loss_of_importance_is_the_callers():
+    teacher = make_teacher()
+    probe = make_probe(teacher)
+    asked: list[int] = []
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        asked.append(len(logits))
+        return logits[:, 0]
+
+    make_student(teacher, Student(init=Init(layers="importance")), seed=1, probe=iter(probe), loss_per_row=loss)
+    assert asked == [len(batch.targets) for batch in probe]
+
+
+def test_rows_without_a_label_have_no_loss():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    losses = label_loss(logits, torch.tensor([1, -100]))
+    assert losses.tolist() == pytest.approx([float(torch.log1p(torch.tensor(2.0).exp())), 0.0], rel=1e-6)
+
+
+def test_a_student_of_another_checkpoint_takes_all_its_layers_and_widths():
+    start = make_teacher(3)
+    init = Init.model_validate({"from": "small/bert"})
+    student = make_student(start, Student(init=init), seed=1)
+    assert torch.equal(model_logits(student, INPUTS), model_logits(start, INPUTS))
+    with pytest.raises(InputError, match=r"student.layers must be at most student.init.from small/bert's 3 \(got 4\)"):
+        make_student(start, Student(layers=4, init=init), seed=1)
+
+
+def test_a_student_of_another_kind_of_model_is_refused():
+    with pytest.raises(InputError, match=r"made of the teacher, a model of type 'mpnet'; give a BERT as student.init"):
+        make_student(make("mpnet"), Student(), seed=1)

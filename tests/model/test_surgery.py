@@ -7,7 +7,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 from compressor.errors import InputError, StageError
 from compressor.model import footprint, surgery
-from compressor.model.encoders import anatomy, load_model, model_logits, shapes
+from compressor.model.encoders import load_model, model_logits
+from compressor.model.parts import anatomy, shapes
 from compressor.model.surgery import Kept, cut, keep_all, masked
 
 torch.set_num_threads(1)

@@ -210,8 +210,9 @@ def test_wrong_arguments_are_refused(fp32, int8, tmp_path):
 def test_minilm_becomes_23_megabytes_with_all_of_it_fused(minilm, tmp_path):
     import torch
 
-    from compressor.model.encoders import load_model, save_model, shapes
+    from compressor.model.encoders import load_model, save_model
     from compressor.model.manifest import Manifest
+    from compressor.model.parts import shapes
 
     torch.manual_seed(0)
     model = load_model(minilm, labels=("bad", "good"))

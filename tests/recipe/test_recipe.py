@@ -107,11 +107,11 @@ ONE_MISTAKE = [
     ("stages: [{id: q, quantize: {}}, {id: p, prune: {}}]", "stages.p.prune reads q, whose output is ONNX"),
     (
         "stages: [{id: a, distill: {mix: {unlabelled: {ratio: 70}}}}]",
-        "ratio must be below 1 (got 70); write 0.7 for 70",
+        "ratio must be at least 0 and below 1 (got 70); write 0.7 for 70 percent",
     ),
     (
         "stages: [{id: a, distill: {match: [{of: label}]}}]",
-        "match.0.of must be one of logits, labels, hidden (got 'lab",
+        "match.0.of must be one of logits, labels, hidden, attention, relations, embeddings (got 'lab",
     ),
     ("stages: [{id: a, distill: {match: [{loss: kl}]}}]", "match.0 must say what it is: add of: logits"),
     ("stages: [{id: a, distill: {match: []}}]", "stages.a.distill.match must have at least 1 entries"),

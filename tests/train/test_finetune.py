@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from tiny import make_reviews, write_tiny_bert
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
+from compressor.data.batches import Pool
 from compressor.data.encode import open_encoder
+from compressor.data.encoded import Encoded
 from compressor.data.rows import DataSets, Rows
 from compressor.data.settings import Task
 from compressor.errors import InputError
@@ -204,3 +206,24 @@ def test_a_classifier_of_other_classes_is_finetuned_with_a_new_head(tiny_classif
     out = Finetuner(tiny_classifier, data=given, train=TRAIN).fit(tmp_path / "teacher")
     assert read_manifest(out).labels == ("BAD!", "GOOD!")
     assert np.mean(np.array(load(out).predict(["a dull film", "a warm film"])) == ["BAD!", "GOOD!"]) == 1
+
+
+def test_every_loss_of_finetune_gives_other_weights_and_another_name_is_refused(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    train = Train(steps=3, learning_rate=5e-3, batch_rows=8, precision="fp32")
+    names = ("ce", "focal", "gce")
+    made = [Finetuner(tiny_bert, data=reviews(), train=train, loss=name).fit(tmp_path / name) for name in names]
+    assert len({weights(folder) for folder in made}) == 3
+    with pytest.raises(InputError, match=r"finetune\.loss.*'ce', 'focal' or 'gce'"):
+        Finetuner(tiny_bert, data=reviews(), loss="hinge")
+
+
+def test_an_encoder_without_segments_is_scored_with_what_it_takes() -> None:
+    config = DistilBertConfig(vocab_size=60, dim=32, n_layers=1, n_heads=4, hidden_dim=64, max_position_embeddings=40)
+    model = DistilBertForSequenceClassification(config).eval()
+    encoded = Encoded.of([[2, 7, 9, 3], [2, 8, 3]])
+    found = pool_logits(model, Pool(encoded, np.zeros(2, dtype=np.int64), 0))
+    with torch.no_grad():
+        alone = [model(torch.tensor([ids])).logits[0].numpy() for ids in ([2, 7, 9, 3], [2, 8, 3])]
+    np.testing.assert_allclose(found, alone, atol=1e-5)

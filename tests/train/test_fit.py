@@ -291,6 +291,7 @@ OPTIONS: dict[str, object] = {
     "warmup": 0.9,
     "clip": 0.001,
     "weight_decay": 0.9,
+    "dropout": 0.9,
     "average": 0.9,
     "precision": "bf16",
     "early_stop": EarlyStop(patience=1),
@@ -365,6 +366,36 @@ def test_steps_jsonl_has_a_line_a_step_with_its_rate_and_terms(tmp_path: Path) -
     assert all(row["terms"] == {"labels": row["loss"]} for row in rows)
 
 
+def test_shares_of_the_gradient_are_logged_in_the_steps_that_measured_them(tmp_path: Path) -> None:
+    seen = itertools.count(1)
+
+    def loss(model: nn.Module, batch: Few, progress: float) -> Loss:
+        found = toy_loss(model, batch, progress)
+        shares = {"labels": torch.tensor(0.25)} if next(seen) % 5 == 0 else {}
+        return Loss(found.total, found.terms, {"labels a": found.total * 2}, shares)
+
+    fit(toy_model(), Toy(), loss, train=PLAIN, seed=5, device="cpu", work=tmp_path, progress=silent, what="toy")
+    rows = lines(tmp_path)
+    assert [row.get("shares") for row in rows] == [{"labels": 0.25} if i % 5 == 0 else None for i in range(1, 16)]
+    assert all(row["terms"] == {"labels": row["loss"]} for row in rows)
+
+
+def test_dropout_of_train_holds_while_training_alone(tmp_path: Path) -> None:
+    model = toy_model()
+    seen: set[float] = set()
+
+    def loss(model: nn.Module, batch: Few, progress: float) -> Loss:
+        seen.update(module.p for module in model.modules() if isinstance(module, nn.Dropout))
+        return toy_loss(model, batch, progress)
+
+    fit(
+        model, Toy(), loss, train=PLAIN.model_copy(update={"dropout": 0.0}), seed=5, device="cpu", work=tmp_path,
+        progress=silent, what="toy",
+    )  # fmt: skip
+    assert seen == {0.0}
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.3]
+
+
 def test_a_line_cut_short_by_a_kill_is_removed(tmp_path: Path) -> None:
     with pytest.raises(Kill):
         train_toy(tmp_path, PLAIN, progress=killed_at(5))
@@ -423,6 +454,39 @@ def test_a_loss_that_is_not_finite_stops_with_term_and_step_and_keeps_the_checkp
     assert bad["loss"] is None
     assert bad["terms"]["hidden"] is None  # type: ignore[index]
     assert bad["terms"]["labels"] is not None  # type: ignore[index]
+
+
+def test_layers_and_rows_of_a_loss_that_is_not_finite_are_named(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Placed(Few):
+        rows: Tensor
+        unlabelled: Tensor
+
+        def to(self, device: torch.device) -> "Placed":
+            return self
+
+    class Pools(Toy):
+        def make(self, item: list[int]) -> Placed:
+            few = super().make(item)
+            return Placed(few.x, few.y, torch.tensor(item), torch.tensor(item) >= 12)
+
+    seen = itertools.count(1)
+
+    def loss(model: nn.Module, batch: Few, progress: float) -> Loss:
+        value = toy_loss(model, batch, progress).total
+        bad = value * (float("inf") if next(seen) == 3 else 1.0)
+        parts = {"labels": value, "hidden2 2:1": value, "hidden 2:1": value, "hidden 4:2": bad, "hidden 6:3": bad}
+        return Loss(value + bad, {"labels": value, "hidden": bad}, parts)
+
+    item = Toy().plan(0)[2]
+    near, far = ([str(row) for row in item if (row >= 12) is high] for high in (False, True))
+    with pytest.raises(StageError) as caught:
+        fit(toy_model(), Pools(), loss, train=PLAIN, seed=5, device="cpu", work=tmp_path, progress=silent, what="toy")
+    held = f"labelled rows {', '.join(near)} and unlabelled rows {', '.join(far)}"
+    assert str(caught.value) == (
+        f"toy: hidden (first in hidden 4:2) became inf at step 3, a batch of {held}; the last checkpoint before it is "
+        "kept. Lower train.learning_rate, set train.clip, or look at these rows."
+    )
 
 
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""What a plan says of a distill stage: who teaches, which layers, what the cache keeps, how long it takes."""
+
+from __future__ import annotations
+
+from compressor.data.settings import Mix
+from compressor.distill.cache_plan import cache_plan
+from compressor.distill.layer_map import term_names
+from compressor.distill.settings import RelationsMatch, TeacherPart
+from compressor.runner.prepare import Prepared
+from compressor.runner.shapes import Known, Lesson, Shape, heads_of, layers_of, lessons, pairing_of
+from compressor.settings import value_at
+from compressor.stages.distill import Distill
+from compressor.train.settings import Train
+
+TOKENS_A_ROW = 32
+FLOPS_A_SECOND = 50e9
+"""What two cores without bf16 do in training; the estimate is a rough one and says so."""
+CONTROL_TRAININGS = 3
+"""Learning rates tried by the student without a teacher."""
+
+
+def distill_details(stage: Distill, known: Known, prepared: Prepared, seed: int) -> tuple[str, ...]:
+    """Shape, teachers, and for each training its layer pairs, relation heads, cache and time."""
+    student, teacher = known.output.get(stage.id), known.encoder.get(stage.id)
+    lines = [f"shape {student}" if student else "shape known after the model that it starts from"]
+    how = f"; answers by {stage.combine}" if len(stage.teachers) > 1 else ""
+    lines.append(f"taught by {', '.join(_named(part) for part in stage.teachers)}{how}")
+    every = lessons(stage)
+    for place, lesson in enumerate(every, 1):
+        found = _lesson_lines(stage, lesson, teacher, student, prepared, seed)
+        lines += [f"phase {place}: {line}" for line in found] if len(every) > 1 else found
+    if stage.control:
+        lines.append(_control_line(stage, prepared))
+    return tuple(lines)
+
+
+def _lesson_lines(
+    stage: Distill, lesson: Lesson, teacher: Shape | None, student: Shape | None, prepared: Prepared, seed: int
+) -> list[str]:
+    lines = []
+    layers: tuple[int, ...] = ()
+    if teacher is not None and student is not None:
+        words = pairing_of(lesson, teacher, student, seed).words()
+        if words:
+            lines.append("layer pairs teacher:student " + "; ".join(f"{name} {said}" for name, said in words.items()))
+        lines += _relation_lines(lesson, teacher, student)
+        layers = layers_of(lesson, teacher, student, seed)
+    used = rows_drawn(lesson, prepared)
+    lines.append(_cache_line(stage, lesson, used, layers, teacher, prepared))
+    ratio = mean_ratio(lesson.mix, prepared)
+    time = training_time(lesson.train, student, len(prepared.data.train), ratio, teacher=teacher, teacher_rows=used)
+    return [*lines, time]
+
+
+def _relation_lines(lesson: Lesson, teacher: Shape, student: Shape) -> list[str]:
+    names = [
+        name
+        for name, term in zip(term_names(lesson.match), lesson.match, strict=True)
+        if isinstance(term, RelationsMatch)
+    ]
+    counts = heads_of(lesson.match, teacher, student)
+    return [f"{name} in {count} relation heads" for name, count in zip(names, counts, strict=True)]
+
+
+def _cache_line(
+    stage: Distill, lesson: Lesson, used: int, layers: tuple[int, ...], teacher: Shape | None, prepared: Prepared
+) -> str:
+    augment = lesson.mix.augment
+    if augment.mixup or (augment.changes and augment.views is None):
+        return "teacher's answers computed at every step: augment makes a new view of a row each time"
+    if layers and teacher is None:
+        return "teacher cache known after its models are here"
+    views = augment.views or 1
+    data = prepared.data
+    kept = cache_plan(
+        rows=len(data.train) + len(data.unlabelled),
+        tokens=used * TOKENS_A_ROW,
+        classes=len(data.labels),
+        layers=layers,
+        hidden=teacher.hidden if teacher else 0,
+        cache=stage.cache,
+        views=views,
+    )
+    seen = f" in {views} views" if views > 1 else ""
+    return f"teacher cache for {used} rows{seen}, about: {kept.sentence()}"
+
+
+def _control_line(stage: Distill, prepared: Prepared) -> str:
+    mixed = any(mean_ratio(lesson.mix, prepared) > 0 for lesson in lessons(stage))
+    also = ", and one without unlabelled rows" if mixed else ""
+    return f"control: {CONTROL_TRAININGS} more trainings without a teacher, one for each learning rate{also}"
+
+
+def mean_ratio(mix: Mix, prepared: Prepared) -> float:
+    """Unlabelled share of the rows over the whole training; 0 where there are none."""
+    if mix.unlabelled is None or not len(prepared.data.unlabelled):
+        return 0.0
+    points = [(place + 0.5) / 20 for place in range(20)]
+    return sum(value_at(mix.unlabelled.ratio, point) for point in points) / len(points)
+
+
+def rows_drawn(lesson: Lesson, prepared: Prepared) -> int:
+    """Different rows that a training draws, labelled and unlabelled."""
+    labelled, pool = len(prepared.data.train), len(prepared.data.unlabelled)
+    ratio = mean_ratio(lesson.mix, prepared)
+    return labelled + min(pool, round((lesson.train.epochs or 3.0) * labelled * ratio / (1 - ratio)))
+
+
+def training_time(
+    train: Train,
+    shape: Shape | None,
+    rows: int,
+    ratio: float = 0.0,
+    *,
+    teacher: Shape | None = None,
+    teacher_rows: int = 0,
+) -> str:
+    """A rough estimate in words, from the matrix products alone."""
+    if shape is None:
+        return "time known after the stage before"
+    if train.steps is not None:
+        tokens = train.steps * float(train.batch_tokens or (train.batch_rows or 32) * TOKENS_A_ROW)
+    else:
+        tokens = (train.epochs or 3.0) * rows / (1 - ratio) * TOKENS_A_ROW
+    flops = 6.0 * shape.parameters * tokens
+    flops += 2.0 * teacher.parameters * teacher_rows * TOKENS_A_ROW if teacher else 0.0
+    return f"about {max(1, round(flops / FLOPS_A_SECOND / 60))} min of training on two cores (rough)"
+
+
+def _named(part: TeacherPart) -> str:
+    """A teacher in a few words."""
+    if part.stage is not None:
+        said = part.stage
+    elif part.model is not None:
+        said = part.model.path
+    elif part.label_names is not None:
+        said = f"the names of the classes by {part.label_names.model.path}"
+    else:
+        answers, what = (part.probabilities, "probabilities") if part.probabilities else (part.votes, "votes")
+        said = f"{what} in {answers.path.path}" if answers else ""
+    return said if part.weight == 1.0 else f"{said} (weight {part.weight:g})"
