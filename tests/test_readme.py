@@ -22,13 +22,20 @@ def in_process(desk: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_python_block_runs_in_under_20_lines_and_makes_a_deployable_model(desk):
-    (code,) = blocks("python")
+    code, patient = blocks("python")
     assert len([line for line in code.splitlines() if line.strip()]) < 20
     done = in_process(desk, "-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] in ("['bad']", "['good']")
     assert (desk / "out" / "final" / "model.onnx").is_file()
     assert (desk / "out" / "final" / "predict.py").is_file()
+    given = 'import compressor as c\nteacher = "out/teacher"\n' + next(
+        line for line in code.splitlines() if line.startswith("data = ")
+    )
+    done = in_process(desk, "-c", f"{given}\n{patient}")
+    assert done.returncode == 0, done.stderr
+    assert (desk / "out" / "patient" / "model.safetensors").is_file()
+    assert (desk / "out" / "patient-work" / "controls" / "no_kd" / "model" / "config.json").is_file()
 
 
 def test_the_recipe_and_console_blocks_run(desk):
