@@ -103,7 +103,7 @@ def distiller(teacher: Path, data: Any, *, epochs: float, progress: Any) -> Any:
             match.logits("ce", temperature=TEMPERATURE),
             match.hidden("mse", map=" ".join(f"{t}:{s}" for t, s in PAIRS), weight=HIDDEN_WEIGHT),
         ],
-        mix=Mix(),
+        mix=Mix(unlabelled=None),
         train=Train(epochs=epochs, learning_rate=RATE, batch_tokens=BATCH_TOKENS, dropout=0.0),
         progress=progress,
     )

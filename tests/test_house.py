@@ -101,6 +101,7 @@ def light_modules() -> list[str]:
         "distill/layer_map.py",
         "distill/cache_plan.py",
         "model/manifest.py",
+        "model/student_shapes.py",
     }
     light = [
         path

@@ -127,7 +127,7 @@ class Augment(Settings):
 class Mix(Settings):
     """What a batch is made of."""
 
-    unlabelled: Unlabelled | None = None
-    """Unlabelled rows beside the labelled ones; null uses none."""
+    unlabelled: Unlabelled | None = Unlabelled()
+    """Unlabelled rows beside the labelled ones, half of a batch unless told, where there are any; null uses none."""
     augment: Augment = Augment()
     """Changes to the rows."""

@@ -57,12 +57,13 @@ def read_probabilities(file: AnswersFile, data: DataSets, *, base: Path) -> Writ
 def read_votes(file: AnswersFile, data: DataSets, *, base: Path) -> WrittenAnswers:
     """The votes in a file as probabilities: one class a row, or a list of them, one place a voter.
 
-    Raises: InputError naming the line of an unknown class or of a list of another length than the first.
+    Raises: InputError naming the line of an unknown class, or of a list that is empty or longer or shorter than the
+        first.
     """
     path, columns, places, order = _read(file, data, base)
     known = {name: number for number, name in enumerate(data.labels)}
     values = columns.values[-1]
-    voters = next((len(values[row]) for row in order if isinstance(values[row], list)), 1)
+    voters = next((len(values[row]) for row in order if isinstance(values[row], list) and values[row]), 1)
     votes = [_votes(values[row], known, voters, columns.where(row)) for row in order]
     table = np.array(votes, dtype=np.int64).reshape(-1, voters)
     return WrittenAnswers(file.path.path, path, places, vote_probabilities(table, len(data.labels)))
@@ -116,6 +117,8 @@ def _probabilities(value: Any, labels: Sequence[str], where: str) -> list[float]
 def _votes(value: Any, known: Mapping[str, int], voters: int, where: str) -> list[int]:
     """One row of class ids, -1 where a voter said nothing."""
     said = [None] * voters if value is None else value if isinstance(value, list) else [value]
+    if not said:
+        raise InputError(f"{where} holds an empty list of votes; give one place a voter, or null where nobody voted")
     if len(said) != voters:
         raise InputError(
             f"{where} holds {len(said)} votes where {voters} are expected, one place a voter (got {value!r:.60}); "

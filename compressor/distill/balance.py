@@ -168,7 +168,8 @@ class Balance(nn.Module):
         """Each term's share, (), of the sum of weight times norm, taken into the running means of shares."""
         pulls = norms * weights
         now = pulls / pulls.sum().clamp(min=torch.finfo(pulls.dtype).tiny)
-        self.shares.copy_(torch.where(self.measured > 0, MEMORY * self.shares + (1 - MEMORY) * now, now))
+        mean = torch.where(self.shares > 0, MEMORY * self.shares + (1 - MEMORY) * now, now)
+        self.shares.copy_(torch.where(norms > 0, mean, self.shares))  # a batch without labels says nothing of them
         self.measured.add_(1)
         return dict(zip(self.names, now, strict=True))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from transformers import PreTrainedModel
 from compressor.data.batches import Batch
 from compressor.data.settings import Mix
 from compressor.data.tasks import unit_logits, unit_targets
-from compressor.distill.course import Classroom, Course
+from compressor.distill.course import Classroom, Course, gather_steps, phase_folder
 from compressor.distill.settings import LabelsMatch, Term
 from compressor.model.states import forward
+from compressor.stage import Decision
 from compressor.train.average import Weights, set_weights
 from compressor.train.fit import Loss
 from compressor.train.losses import LABEL_LOSSES
-from compressor.train.settings import Train
 from compressor.train.steps import STEPS_FILE
 
 CONTROLS_FOLDER, CONTROLS_FILE = "controls", "controls.json"
 NO_KD, NO_MIX = "no_kd", "no_mix"
 FACTORS = (0.5, 1.0, 2.0)
-"""Of the student's learning rate: those that the control without a teacher may choose from."""
+"""Of the student's learning rates: those that the control without a teacher may choose from."""
 
 Save = Callable[[PreTrainedModel, Path], None]
 
@@ -34,6 +35,7 @@ Save = Callable[[PreTrainedModel, Path], None]
 def train_controls(
     room: Classroom,
     courses: Sequence[Course],
+    steps: Sequence[int],
     model: PreTrainedModel,
     start: Weights,
     home: Path,
@@ -45,13 +47,13 @@ def train_controls(
 
     Args:
         courses: that the student took.
+        steps: optimizer steps that it took in each of them.
         model: in which the controls are trained, one after another.
         start: the student's weights before training.
         cache_at: folder of the teachers' answers to the student's rows.
         save: writes a model to a folder.
     """
-    steps = [room.steps(course, room.batches(_all_rows(course))) for course in courses]
-    found = {NO_KD: _without_teacher(room, courses[-1], model, start, home, steps=sum(steps), save=save)}
+    found = {NO_KD: _without_teacher(room, courses, steps, model, start, home, save=save)}
     if any(course.mixes for course in courses) and room.desk.pool is not None:
         found[NO_MIX] = _without_unlabelled(
             room, courses, model, start, home, steps=steps, cache_at=cache_at, save=save
@@ -74,41 +76,56 @@ def labels_only(match: Sequence[Term]) -> Callable[[nn.Module, Batch, float], Lo
     return loss
 
 
-def rates_of(train: Train) -> tuple[float, ...]:
-    """The learning rates that are tried without a teacher.
-
-    >>> rates_of(Train(learning_rate=2e-4))
-    (0.0001, 0.0002, 0.0004)
-    """
-    return tuple(factor * train.learning_rate for factor in FACTORS)
-
-
 def _without_teacher(
-    room: Classroom, course: Course, model: PreTrainedModel, start: Weights, home: Path, *, steps: int, save: Save
+    room: Classroom,
+    courses: Sequence[Course],
+    steps: Sequence[int],
+    model: PreTrainedModel,
+    start: Weights,
+    home: Path,
+    *,
+    save: Save,
 ) -> dict[str, Any]:
-    """On labels alone, at the learning rate of three that scores best on `select`; the first of equals."""
-    mix = Mix(augment=course.mix.augment.model_copy(update={"mixup": 0.0, "views": None}))
+    """On labels alone, at the learning rates of three that score best on `select`; the first of equals."""
     score = room.scorer()
 
-    def trained(rate: float) -> PreTrainedModel:
-        alone = course.of_steps(steps, mix=mix, learning_rate=rate)
+    def trained(factor: float) -> PreTrainedModel:
         set_weights(model, start)
-        room.fit(
-            model,
-            room.batches(alone),
-            labels_only(course.match),
-            train=alone.train,
-            work=home / f"{NO_KD}-{rate:g}",
-            what=f"without a teacher, rate {rate:g}",
-            key=f"{NO_KD} {alone.digest()}",
-        )
+        for number, (course, count) in enumerate(zip(courses, steps, strict=True), start=1):
+            mix = Mix(unlabelled=None, augment=course.mix.augment.model_copy(update={"mixup": 0.0, "views": None}))
+            alone = course.of_steps(count, mix=mix, learning_rate=factor * course.train.learning_rate)
+            turn = replace(room, turn=number - 1)
+            turn.fit(
+                model,
+                turn.batches(alone),
+                labels_only([term for each in courses for term in each.match]),
+                train=alone.train,
+                work=phase_folder(home / f"{NO_KD}-{factor:g}x", number, of=len(courses)),
+                what=f"without a teacher, {factor:g}x the learning rate",
+                key=f"{NO_KD} {alone.digest()}",
+            )
         return model
 
-    scores = {rate: score(trained(rate)) for rate in rates_of(course.train)}
-    chosen = max(scores, key=lambda rate: scores[rate])
+    scores = {factor: score(trained(factor)) for factor in FACTORS}
+    chosen = max(scores, key=lambda factor: scores[factor])
     save(trained(chosen), home / NO_KD / "model")  # found done in its checkpoint
-    shutil.copyfile(home / f"{NO_KD}-{chosen:g}" / STEPS_FILE, home / NO_KD / STEPS_FILE)
-    return {"learning_rates": {f"{rate:g}": value for rate, value in scores.items()}, "chosen": chosen, "steps": steps}
+    work = home / f"{NO_KD}-{chosen:g}x"
+    if len(courses) > 1:
+        gather_steps(work, len(courses))
+    shutil.copyfile(work / STEPS_FILE, home / NO_KD / STEPS_FILE)
+    rate = courses[0].train.learning_rate
+    names = {factor: f"{factor * rate:g}" if len(courses) == 1 else f"{factor:g}x" for factor in FACTORS}
+    found = {"learning_rates": {names[factor]: value for factor, value in scores.items()}, "chosen": names[chosen]}
+    edge = "" if chosen == 1.0 else "; the best is the last that was tried, another might be better still"
+    room.tell(
+        Decision(
+            "control",
+            found["chosen"],
+            f"learning rate of the student without a teacher, by its score on select{edge}",
+            candidates=found["learning_rates"],
+        )
+    )
+    return {**found, "steps": sum(steps)}
 
 
 def _without_unlabelled(
@@ -125,17 +142,15 @@ def _without_unlabelled(
     """The same terms and teachers, labelled rows alone, for as many steps."""
     set_weights(model, start)
     for number, (course, count) in enumerate(zip(courses, steps, strict=True), start=1):
-        alone = course.of_steps(count, mix=Mix(augment=course.mix.augment))
-        work = home / NO_MIX if len(courses) == 1 else home / f"{NO_MIX}-{number}"
-        room.take(alone, model, work, cache_at=cache_at, what="without unlabelled rows")
+        alone = course.of_steps(count, mix=Mix(unlabelled=None, augment=course.mix.augment))
+        work = phase_folder(home / NO_MIX, number, of=len(courses))
+        quiet = replace(room, turn=number - 1, tell=_nothing)  # what is decided here is not the student's
+        quiet.take(alone, model, work, cache_at=cache_at, what="without unlabelled rows")
+    if len(courses) > 1:
+        gather_steps(home / NO_MIX, len(courses))
     save(model, home / NO_MIX / "model")
     return {"steps": sum(steps)}
 
 
-def _all_rows(course: Course) -> Course:
-    """The course with every unlabelled row, whose number of steps is the same."""
-    if course.mix.unlabelled is None:
-        return course
-    keep = course.mix.unlabelled.keep.model_copy(update={"confidence": 0.0, "weigh": False, "balance": False})
-    unlabelled = course.mix.unlabelled.model_copy(update={"keep": keep})
-    return Course(course.match, course.mix.model_copy(update={"unlabelled": unlabelled}), course.train)
+def _nothing(_decision: Decision) -> None:
+    """Says nothing."""

@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -29,8 +31,9 @@ from compressor.distill.layer_map import (
 from compressor.distill.projections import make_parts
 from compressor.distill.settings import Cache, LabelsMatch, LogitsMatch, Term
 from compressor.distill.similarity import PROBE_ROWS, layer_similarity
-from compressor.distill.teacher_cache import open_cache, pool_logits
+from compressor.distill.teacher_cache import live_teacher, open_cache, pool_logits
 from compressor.distill.terms import Teaching
+from compressor.errors import InputError
 from compressor.evaluate.metrics import score
 from compressor.model.parts import shapes
 from compressor.stage import Decision, Progress
@@ -42,6 +45,10 @@ from compressor.train.settings import Train
 from compressor.train.steps import STEPS_FILE
 
 SIMILARITY_FILE = "layer_similarity.json"
+NO_ROWS = (
+    "mix.unlabelled: none of the unlabelled rows may be drawn, as the teacher is not sure enough of any "
+    "(keep.confidence) or answered none; lower keep.confidence, or set mix.unlabelled to null"
+)
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,16 @@ class Course:
 
     def of_steps(self, steps: int, *, mix: Mix, learning_rate: float | None = None) -> Course:
         """The same terms for so many steps of other batches, at another rate where one is given."""
-        changed = {"epochs": None, "steps": steps, "learning_rate": learning_rate or self.train.learning_rate}
+        changed: dict[str, Any] = {"epochs": None, "steps": steps}
+        if learning_rate is not None:
+            changed["learning_rate"] = learning_rate
+        if self.train.early_stop is not None:  # the best epoch's weights are kept, but no step is saved
+            changed["early_stop"] = self.train.early_stop.model_copy(update={"patience": steps})
         return Course(self.match, mix, self.train.model_copy(update=changed))
 
     def digest(self) -> str:
-        """Of all of it."""
-        parts = [[named(term) for term in self.match], named(self.mix), named(self.train)]
+        """Of terms and batches; the loop's own key holds its length and speed."""
+        parts = [[named(term) for term in self.match], named(self.mix)]
         return digest_of(json.dumps(parts, sort_keys=True))
 
 
@@ -95,6 +106,8 @@ class Classroom:
     progress: Progress
     tell: Callable[[Decision], None]
     smoke: bool
+    turn: int = 0
+    """Number of the phase, from 0: each draws rows and layers of its own, and sees the same views of a row."""
 
     def take(self, course: Course, model: PreTrainedModel, work: Path, *, cache_at: Path, what: str) -> Fitted:
         """How the course ended; `model` is trained in place, checkpoint and steps.jsonl stay in `work`."""
@@ -105,7 +118,8 @@ class Classroom:
         weight = course.mix.unlabelled.weight if course.mix.unlabelled else 1.0
         taught = self._taught(lesson, cache_at)
         loss = Teaching(course.match, taught, lesson.pairing, parts, lesson.steps, encoder, weight)
-        key = digest_of(course.digest(), json.dumps(lesson.pairing.words(), sort_keys=True))
+        words = json.dumps(lesson.pairing.words(), sort_keys=True)
+        key = digest_of(course.digest(), words, json.dumps(named(self.cache), sort_keys=True))
         fitted = self.fit(model, lesson.batches, loss, train=course.train, work=work, what=what, key=key, extra=parts)
         if parts is not None and parts.balance is not None:
             for sentence in parts.balance.warnings():
@@ -130,7 +144,7 @@ class Classroom:
             batches,
             loss,
             train=train,
-            seed=self.seed,
+            seed=self.seed + self.turn,
             device=self.device,
             work=work,
             progress=self.progress,
@@ -152,7 +166,7 @@ class Classroom:
             self.desk.pool,
             course.mix,
             course.train,
-            seed=self.seed,
+            seed=self.seed + self.turn,
             keep_rows=None if chosen is None else chosen.rows,
             parts=self.desk.data.pools,
             row_classes=None if chosen is None else chosen.classes,
@@ -181,6 +195,10 @@ class Classroom:
             changed=course.mix.augment.changes, progress=self.progress, decide=self.tell,
         )  # fmt: skip
         chosen = choose(logits, keep)
+        if not len(chosen.rows):
+            if not self.smoke:  # random weights are sure of nothing
+                raise InputError(NO_ROWS)
+            return Chosen(np.arange(len(logits)), logits.argmax(1), np.ones(len(logits), dtype=np.float32))
         asked = f"probability {keep.confidence:g} or more" if keep.confidence else "a probability"
         self.tell(
             Decision(
@@ -192,15 +210,18 @@ class Classroom:
         )
         return chosen
 
-    def _layers(self, course: Course, model: PreTrainedModel) -> tuple[int, ...]:
-        """Teacher layers that the course reads as far as that is known before its batches are."""
-        if not course.inner_terms or needs_probe(course.match):
-            return ()
-        return needed_layers(course.match, self._pairs(course, model, epochs=1))
+    def _layers(self, course: Course, model: PreTrainedModel) -> tuple[int, ...] | None:
+        """Teacher layers that the course reads; None where that is not known before its batches are."""
+        if needs_probe(course.match):
+            return None
+        pairing = self._pairs(course, model, epochs=1)
+        return None if pairing.drawn else needed_layers(course.match, pairing)
 
     def _lesson(self, course: Course, model: PreTrainedModel, work: Path, chosen: Chosen | None) -> _Lesson:
         """The course's batches, their number, and the layers that it pairs."""
         batches = self.batches(course, chosen)
+        if course.mixes and self.desk.pool is not None and not batches.streams and not self.smoke:
+            raise InputError(NO_ROWS)
         steps = self.steps(course, batches)
         pairing = self._pairing(course, model, work, epochs=_epochs(batches, steps))
         return _Lesson(course, batches, pairing, steps)
@@ -217,7 +238,7 @@ class Classroom:
             teacher_layers=self._teacher_layers(),
             student_layers=len(shapes(model).layers),
             nearest=nearest,
-            seed=self.seed,
+            seed=self.seed + self.turn,
             epochs=epochs,
         )
 
@@ -254,7 +275,15 @@ class Classroom:
         augment = lesson.course.mix.augment
         if augment.changes and augment.views is None:
             self.tell(Decision("cache", "live", "mix.augment shows the teacher another view of a row at every epoch"))
-            return desk.teachers.live(layers)
+            return live_teacher(
+                desk.teachers,
+                layers,
+                cache=self.cache,
+                pools=desk.pools(),
+                used=lesson.batches.rows_used(lesson.steps)[: len(desk.pools())],
+                progress=self.progress,
+                decide=self.tell,
+            )
         return open_cache(
             desk.teachers,
             desk.pools(),
@@ -267,6 +296,11 @@ class Classroom:
             progress=self.progress,
             decide=self.tell,
         )
+
+
+def phase_folder(work: Path, number: int, *, of: int) -> Path:
+    """Where one of several phases, numbered from 1, keeps its checkpoint and log; `work` itself for the only one."""
+    return work if of == 1 else work / f"phase-{number}"
 
 
 def gather_steps(work: Path, courses: int) -> None:

@@ -17,7 +17,7 @@ from compressor.data.rows import DataSets, open_data
 from compressor.data.settings import Augment, Data
 from compressor.device import seed_all
 from compressor.distill.settings import TeacherPart
-from compressor.distill.teachers import Teachers, classifier_folder, near_chance, open_teachers
+from compressor.distill.teachers import CHANCE_ROWS, Teachers, classifier_folder, near_chance, open_teachers
 from compressor.errors import InputError
 from compressor.model.encoders import load_model
 from compressor.model.manifest import teacher_labels
@@ -118,7 +118,10 @@ def open_desk(
     digests = (each.digest() for each in (rows.train, rows.unlabelled, rows.select))
     return Desk(
         home, rows, encoder, teachers, labelled, pool, encoded_pool(rows.select, encoder, "data.select"),
-        digest_of(teachers.digest, *digests, rows.labels, rows.max_tokens),
+        digest_of(
+            teachers.digest, *digests, rows.labels, rows.max_tokens, rows.task.metric,
+            [[part.rows, part.share] for part in rows.pools],
+        ),
     )  # fmt: skip
 
 
@@ -200,8 +203,10 @@ def check_teachers(desk: Desk, *, progress: Progress) -> Decision:
     if problem is not None:
         raise InputError(f"{problem}; nothing can be learned from it: fine-tune the teacher, or look at data.labels")
     answered = (desk.select.targets >= 0) & (logits == logits).all(1)
-    right = float((logits[answered].argmax(1) == desk.select.targets[answered]).mean()) if answered.any() else None
-    return Decision("teacher", right, f"accuracy of the teacher's answers on {int(answered.sum())} rows of select")
+    rows = int(answered.sum())
+    right = float((logits[answered].argmax(1) == desk.select.targets[answered]).mean()) if rows else "unknown"
+    few = f"; at least {CHANCE_ROWS} would tell whether it is better than chance" if rows < CHANCE_ROWS else ""
+    return Decision("teacher", right, f"accuracy of the teacher's answers on {rows} rows of select{few}")
 
 
 def named(settings: Settings) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from pydantic import TypeAdapter
 from transformers import PreTrainedModel
 
 from compressor.data.rows import DataSets
-from compressor.data.settings import Data, Mix, Unlabelled
+from compressor.data.settings import Data, Mix
 from compressor.device import torch_device
 from compressor.distill.controls import CONTROLS_FOLDER, train_controls
-from compressor.distill.course import Classroom, Course, gather_steps
+from compressor.distill.course import Classroom, Course, gather_steps, phase_folder
 from compressor.distill.desk import (
     StudentLike,
     TeacherLike,
@@ -22,7 +23,7 @@ from compressor.distill.desk import (
     parts_of,
     start_student,
 )
-from compressor.distill.settings import DEFAULT_MATCH, Cache, CacheChoice, Combine, Match, Phase, Term
+from compressor.distill.settings import DEFAULT_MATCH, Cache, CacheChoice, Combine, LabelsMatch, Match, Phase, Term
 from compressor.distill.teacher_cache import CACHE_FOLDER
 from compressor.errors import InputError
 from compressor.model.encoders import save_model
@@ -88,7 +89,7 @@ class Distiller:
         self.combine = settings_of(TypeAdapter[str](Combine), combine, "combine")
         whole = Course(
             _terms(match, "match"),
-            Mix(unlabelled=Unlabelled()) if mix is None else settings_of(Mix, mix, "mix"),
+            settings_of(Mix, {} if mix is None else mix, "mix"),
             settings_of(Train, {} if train is None else train, "train"),
         )
         self.courses = _courses(whole, phases, train_given=train is not None)
@@ -103,7 +104,9 @@ class Distiller:
         self.what = what
         self.fitted: Fitted | None = None
         """How the last training ended; None before."""
+        self._steps: list[int] = []
         self._room: Classroom | None = None
+        self._check()
 
     def fit(self, out: Path, *, work: Path | None = None, cache_at: Path | None = None) -> Path:
         """`out`, holding the trained student; an interrupted training goes on from its checkpoint in `work`.
@@ -132,6 +135,7 @@ class Distiller:
             train_controls(
                 room,
                 self.courses,
+                self._steps,
                 model,
                 start,
                 place / CONTROLS_FOLDER,
@@ -156,18 +160,31 @@ class Distiller:
         if self.decide is not None:
             metric = room.desk.data.task.metric
             self._tell(Decision("start", room.scorer()(model), f"{metric} of the student on select before training"))
-        several = len(self.courses) > 1
+        count, self._steps = len(self.courses), []
         for number, course in enumerate(self.courses, start=1):
-            self.fitted = room.take(
+            self.fitted = replace(room, turn=number - 1).take(
                 course,
                 model,
-                work / f"phase-{number}" if several else work,
+                phase_folder(work, number, of=count),
                 cache_at=work / CACHE_FOLDER if cache_at is None else cache_at,
-                what=f"{self.what}, phase {number} of {len(self.courses)}" if several else self.what,
+                what=f"{self.what}, phase {number} of {count}" if count > 1 else self.what,
             )
-        if several:
-            gather_steps(work, len(self.courses))
+            self._steps.append(self.fitted.steps)
+        if count > 1:
+            gather_steps(work, count)
         return model
+
+    def _check(self) -> None:
+        """InputError for settings that would change nothing."""
+        if self.tokenizer is not None and not isinstance(self.student, PreTrainedModel):
+            raise InputError(
+                "tokenizer= is for a student given as a model (got a shape or folder); one made here reads the tokens "
+                "of the model that it starts from"
+            )
+        if len(self.teachers) == 1 and (self.combine != "mean" or self.teachers[0].weight != 1.0):
+            raise InputError("combine and weight are for several teachers, and there is one; leave them out")
+        if self.control and all(isinstance(term, LabelsMatch) for course in self.courses for term in course.match):
+            raise InputError("control compares with labels alone, which is all that match holds; add {of: logits}")
 
     def _opened(self) -> Classroom:
         """Teachers, rows and tokenizer, opened once."""

@@ -35,6 +35,7 @@ __all__ = [
     "CachedTeacher",
     "LiveTeacher",
     "Teacher",
+    "live_teacher",
     "open_cache",
     "pool_logits",
     "recorded",
@@ -85,14 +86,26 @@ class CachedTeacher:
         below = [layer for layer in self.files.contents.layers if layer < min(missing)]
         if not below or self.teachers.encoder is None:
             return self.live.answers(batch, hidden=missing).hidden
-        start, mask_BL = max(below), batch.inputs["attention_mask"]
+        start, mask_BL, short = max(below), batch.inputs["attention_mask"], self.files.contents.precision == "bf16"
         given = states.get(start)
         if given is None:
             given = self.files.states(start, batch.view, places, mask_BL.shape[1], mask_BL.device)
         model = self.teachers.encoder.model.eval()
-        with torch.autocast(mask_BL.device.type, enabled=False), torch.inference_mode():
+        own = torch.autocast(mask_BL.device.type, dtype=torch.bfloat16, enabled=short)
+        with own, torch.inference_mode():
             found = continue_layers(model, given, mask_BL, start=start, layers=missing)
-        return {layer: state.clone() for layer, state in found.items()}
+        return {layer: state.float().clone() for layer, state in found.items()}
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a cache is to hold."""
+
+    used: Sequence[NDArray[np.int64]]
+    """Positions in each pool, ascending."""
+    layers: tuple[int, ...]
+    """Teacher layers, ascending."""
+    views: int
 
 
 def open_cache(
@@ -118,7 +131,8 @@ def open_cache(
         pools: labelled rows, then the unlabelled ones where there are any, in the student's tokens.
         used: positions in each pool that training will draw, ascending.
         layers: teacher layers that the terms need, 0 the embeddings.
-        folder: made if missing; a cache of other contents in it is removed.
+        folder: made if missing. A cache of other teachers, rows, changes or precision in it is removed; one of the same
+            is widened to what both it and this call want, and gives way only where the budget does not hold both.
         cache: budget, how states are written, and the arithmetic of the pass.
         views: changes to the rows that come back, with `augment.views` set; None leaves them as they are.
         view_count: views that will be drawn, from 0.
@@ -133,19 +147,40 @@ def open_cache(
         return teachers.live(layers)
     work = TeacherPass(teachers, pools, views, progress)
     wanted = tuple(sorted(set(layers)))
-    known = _known(folder, progress)
-    plan = _planned(work, used if known is None else _with_done(work, known, used), wanted, cache, view_count)
-    if known is not None and _serves(work, known, plan, used, cache, view_count):
-        files = known
-    else:
-        plan = _planned(work, used, wanted, cache, view_count)
-        files = _empty(work, plan, used, folder, cache, view_count, decide)
-    work.fill(files, used, view_count=view_count)
+    files, need, plan = _found_or_made(work, _Need(used, wanted, view_count), folder, cache, decide)
+    work.fill(files, need.used, view_count=need.views)
     cached = tuple(layer for layer in wanted if layer in files.contents.layers)
     plan = replace(plan, cached=cached, live=tuple(layer for layer in wanted if layer not in cached))
     if decide is not None and wanted:
         decide(Decision("cache", "logits and hidden states" if cached else "logits", plan.sentence()))
-    return CachedTeacher(teachers, teachers.live(wanted), files, wanted, len(pools[0]), plan)
+    live = teachers.live(wanted, precision="bf16" if files.contents.precision == "bf16" else "fp32")
+    return CachedTeacher(teachers, live, files, wanted, len(pools[0]), plan)
+
+
+def live_teacher(
+    teachers: Teachers,
+    layers: Sequence[int],
+    *,
+    cache: Cache,
+    pools: Sequence[Pool],
+    used: Sequence[NDArray[np.int64]],
+    progress: Progress = silent,
+    decide: Callable[[Decision], None] | None = None,
+) -> Teacher:
+    """A teacher that answers every batch anew, in the arithmetic that a pass over these rows would have.
+
+    Args:
+        layers: teacher layers that may be asked for, 0 the embeddings.
+        cache: its `precision` alone counts: fp32, bf16, or auto, which is bf16 where the device has it and a probe of
+            the rows agrees with fp32.
+        pools: as of `open_cache`.
+        used: positions in each pool that training will draw, from which the probe is taken.
+        decide: told the arithmetic where there was a choice.
+    """
+    if not teachers.computes:
+        return teachers.live(layers)
+    work = TeacherPass(teachers, pools, None, progress)
+    return teachers.live(layers, precision=work.precision(cache.precision, used, tuple(sorted(set(layers))), decide))
 
 
 def pool_logits(
@@ -153,7 +188,7 @@ def pool_logits(
     pools: Sequence[Pool],
     place: int,
     *,
-    layers: Sequence[int],
+    layers: Sequence[int] | None,
     folder: Path,
     cache: Cache,
     changed: bool = False,
@@ -163,20 +198,21 @@ def pool_logits(
     """Logits of every row of one pool as it is, shape (rows, classes), for choosing rows before training.
 
     The answers are those of the cache that `open_cache` opens in the same folder, with hidden states where those of the
-    whole pool fit in the budget, so that no row is answered twice; else, and where rows are `changed` by augmentation,
-    logits alone are kept beside it.
+    whole pool fit in the budget, so that no row is answered twice; else, where rows are `changed` by augmentation, and
+    where the layers are not known yet, logits alone are kept beside it.
 
     Args:
         place: of the pool in `pools`.
-        layers: as `open_cache` will be given.
+        layers: as `open_cache` will be given; None where they are not known yet.
         changed: whether training sees other views of the rows.
     """
     work = TeacherPass(teachers, pools, None, progress)
     everything = [np.arange(len(pool)) for pool in pools]
-    shared = not changed and not _planned(work, everything, tuple(layers), cache, 1).live
+    wanted = tuple(sorted(set(layers or ())))
+    shared = layers is not None and not changed and not _planned(work, _Need(everything, wanted, 1), cache).live
     used = [rows if number == place else rows[:0] for number, rows in enumerate(everything)]
     taught = open_cache(
-        teachers, pools, used, layers=layers if shared else (), folder=folder if shared else folder / CONFIDENCE_FOLDER,
+        teachers, pools, used, layers=wanted if shared else (), folder=folder if shared else folder / CONFIDENCE_FOLDER,
         cache=cache, progress=progress, decide=decide,
     )  # fmt: skip
     start = sum(map(len, pools[:place]))
@@ -197,61 +233,74 @@ def _known(folder: Path, progress: Progress) -> CacheFiles | None:
         return None
 
 
-def _planned(
-    work: TeacherPass, used: Sequence[NDArray[np.int64]], layers: tuple[int, ...], cache: Cache, views: int
-) -> CachePlan:
-    """What is kept of the used rows."""
+def _planned(work: TeacherPass, need: _Need, cache: Cache) -> CachePlan:
+    """What of it is kept."""
     return cache_plan(
         rows=sum(map(len, work.pools)),
-        tokens=sum(int(pool.lengths[rows].sum()) for pool, rows in zip(work.pools, used, strict=True)),
+        tokens=sum(int(pool.lengths[rows].sum()) for pool, rows in zip(work.pools, need.used, strict=True)),
         classes=work.teachers.classes,
-        layers=layers,
+        layers=need.layers,
         hidden=_width(work.teachers),
         cache=cache,
-        views=views,
+        views=need.views,
     )
 
 
-def _with_done(work: TeacherPass, known: CacheFiles, used: Sequence[NDArray[np.int64]]) -> Sequence[NDArray[np.int64]]:
-    """The used rows, and those that a cache holds already."""
-    if known.contents.rows != sum(map(len, work.pools)):
-        return used
-    done, start, both = known.done(0), 0, []
-    for pool, rows in zip(work.pools, used, strict=True):
-        both.append(np.union1d(rows, np.flatnonzero(done[start : start + len(pool)])))
+def _found_or_made(
+    work: TeacherPass, need: _Need, folder: Path, cache: Cache, decide: Callable[[Decision], None] | None
+) -> tuple[CacheFiles, _Need, CachePlan]:
+    """The cache, what of it is to be there once it is filled, and its plan.
+
+    One of the same answers is kept as it is where it has the layers and views, and made anew with what it held and what
+    is needed where it lacks some. Where the budget does not hold both, the need alone counts.
+    """
+    alone, known = _planned(work, need, cache), _known(folder, work.progress)
+    if known is None or (known.contents.key, known.contents.asked) != (_key(work), cache.precision):
+        return _empty(work, alone, need, folder, cache, decide), need, alone
+    held, both = known.contents, _with_held(work, known, need)
+    wide = _planned(work, both, cache)
+    if not wide.live and (not held.layers or wide.states in (held.states, alone.states)):
+        same = (both.layers, both.views) == (held.layers, held.views)
+        if same and (not held.layers or wide.states == held.states):
+            return known, need, wide
+        return _empty(work, wide, both, folder, cache, decide), both, wide
+    kept = _planned(work, replace(both, layers=need.layers, views=need.views), cache)
+    if _serves(work, known, kept, need):
+        return known, need, kept
+    return _empty(work, alone, need, folder, cache, decide), need, alone
+
+
+def _with_held(work: TeacherPass, known: CacheFiles, need: _Need) -> _Need:
+    """What is needed, and what a cache of the same answers holds already."""
+    held, start, used = known.contents, 0, []
+    done = np.logical_or.reduce([known.done(view) for view in range(held.views)])
+    for pool, rows in zip(work.pools, need.used, strict=True):
+        used.append(np.union1d(rows, np.flatnonzero(done[start : start + len(pool)])))
         start += len(pool)
-    return both
+    return _Need(used, tuple(sorted({*need.layers, *held.layers})), max(need.views, held.views))
 
 
-def _serves(
-    work: TeacherPass,
-    known: CacheFiles,
-    plan: CachePlan,
-    used: Sequence[NDArray[np.int64]],
-    cache: Cache,
-    views: int,
-) -> bool:
-    """Whether a cache has, or may be given, what is planned."""
+def _serves(work: TeacherPass, known: CacheFiles, plan: CachePlan, need: _Need) -> bool:
+    """Whether a cache of the same answers has what is planned; rows are added only to one of these very layers."""
     held = known.contents
-    if (held.key, held.asked) != (_key(work), cache.precision) or held.views < views:
+    if held.views < need.views:
         return False
     if plan.cached and (held.states != plan.states or not set(plan.cached) <= set(held.layers)):
         return False
-    missing = (rows for view in range(views) for rows in work.missing(known, used, view=view))
+    missing = (rows for view in range(need.views) for rows in work.missing(known, need.used, view=view))
     return set(plan.cached) == set(held.layers) or not any(len(rows) for rows in missing)
 
 
 def _empty(
     work: TeacherPass,
     plan: CachePlan,
-    used: Sequence[NDArray[np.int64]],
+    need: _Need,
     folder: Path,
     cache: Cache,
-    views: int,
     decide: Callable[[Decision], None] | None,
 ) -> CacheFiles:
     """A new cache for the plan."""
-    precision = work.precision(cache.precision, used, plan.cached, decide)
+    precision = work.precision(cache.precision, need.used, plan.cached, decide)
     contents = Contents(
         key=_key(work),
         asked=cache.precision,
@@ -259,12 +308,12 @@ def _empty(
         states=plan.states,
         layers=plan.cached,
         rows=sum(map(len, work.pools)),
-        views=views,
+        views=need.views,
         classes=work.teachers.classes,
         hidden=_width(work.teachers) if plan.cached else 0,
     )
     int8 = plan.states == "int8" and bool(plan.cached)
-    return CacheFiles.made(folder, contents, work.channels(used, plan.cached, precision) if int8 else {})
+    return CacheFiles.made(folder, contents, work.channels(need.used, plan.cached, precision) if int8 else {})
 
 
 def _key(work: TeacherPass) -> str:

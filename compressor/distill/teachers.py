@@ -23,7 +23,7 @@ from compressor.distill.answer_files import READERS
 from compressor.distill.members import Classifier, Member, NamedClasses, Reader, Written, ask_classifier, ask_onnx
 from compressor.distill.settings import TeacherPart
 from compressor.distill.together import Teachers, teachers_of
-from compressor.distill.tokens import Alignment, align
+from compressor.distill.tokens import Alignment, align, unlike
 from compressor.errors import InputError
 from compressor.model.encoders import has_head, load_model
 from compressor.model.manifest import config_labels, read_config
@@ -42,11 +42,16 @@ MODEL_FILES = (
     "config.json",
     "compressor.json",
     "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
     "vocab.txt",
+    "1_Pooling/config.json",
 )
 """What of a model's folder decides its answers."""
 PROBE_ROWS = 512
 """Rows on which two tokenizers are compared."""
+COMPARED_ROWS = 20_000
+"""Most rows on which those that two aligned tokenizers read differently are counted."""
 CHANCE_ROWS, CHANCE_LEVEL = 50, 0.05
 """Fewest rows on which answers can be called chance, and the p-value from which on they are."""
 
@@ -130,6 +135,7 @@ def open_teachers(
             data.unlabelled.digest(), data.labels, data.max_tokens, encoder.tokenizer.to_str(), torch.__version__,
         ),
         "one model" if len(members) == 1 else f"{len(members)} teachers",
+        place,
     )  # fmt: skip
 
 
@@ -269,9 +275,21 @@ def _aligned(folder: Path, name: str, desk: _Desk) -> tuple[Encoder, Alignment]:
     if desk.augment.mask and encoder.mask_id is None:
         raise InputError(f"mix.augment.mask needs a mask token, which the teacher {name} lacks; leave it out")
     if alignment.kind != "same":
-        how = "token by token under ids of its own" if alignment.kind == "mapped" else "in tokens of its own"
+        how = "in tokens of its own"
+        if alignment.kind == "mapped":
+            how = f"token by token under ids of its own; {_read_otherwise(encoder, alignment, desk)}"
         desk.decide(Decision("teacher tokens", alignment.kind, f"{name} reads the rows {how}", alignment.reason))
     return encoder, alignment
+
+
+def _read_otherwise(encoder: Encoder, alignment: Alignment, desk: _Desk) -> str:
+    """On how many rows a mapped teacher sees other tokens than its own tokenizer makes, in words."""
+    texts = [*desk.data.train.texts, *desk.data.unlabelled.texts]
+    if len(texts) > COMPARED_ROWS:
+        chosen = np.random.default_rng(0).choice(len(texts), COMPARED_ROWS, replace=False)
+        texts = [texts[number] for number in np.sort(chosen)]
+    count = unlike(encoder, desk.encoder, alignment, texts)
+    return f"in {count} of {len(texts)} rows its own tokenizer makes other tokens"
 
 
 def class_columns(names: Sequence[str], labels: Sequence[str], *, where: str) -> list[int]:

@@ -84,7 +84,8 @@ class Teaching:
 
         All terms but that of labels are means over the rows (tokens) that the teacher answered, so that a labelled and
         an unlabelled row count alike; the labels term is a mean over the labelled rows, so that the share of
-        unlabelled ones does not dilute it. A term of weight 0 is not computed.
+        unlabelled ones does not dilute it. A term of weight 0 is neither
+        computed nor logged.
         """
         names = term_names(self.match)
         active = {
@@ -94,16 +95,16 @@ class Teaching:
         }
         seen = self._seen(model, active, batch, progress)
         parts: dict[str, Tensor] = {}
-        terms = {name: seen.logits.new_zeros(()) for name in names}
+        terms: dict[str, Tensor] = {}
         for name, term in active.items():
             with torch.autocast(seen.logits.device.type, enabled=False):  # losses are fp32, also products in them
                 found = self._term(name, term, seen)
             terms[name] = torch.stack(list(found.values())).mean() if len(found) > 1 else next(iter(found.values()))
             parts |= {f"{name} {part}": value for part, value in found.items() if part}
-        weights, shares = self._weights(model, {name: terms[name] for name in active}, progress)
-        total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         if not active:
-            total = total + seen.logits.sum() * 0.0
+            return Loss(seen.logits.sum() * 0.0, {})
+        weights, shares = self._weights(model, terms, progress)
+        total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         return Loss(total, terms, parts, shares)
 
     def _seen(self, model: nn.Module, active: Mapping[str, Term], batch: Batch, progress: float) -> _Seen:

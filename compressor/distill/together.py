@@ -43,6 +43,8 @@ class Teachers:
     """Of everything that decides the answers: weights, tokenizers, files, and the rows."""
     kind: str
     """What answers, in a word or two, for messages."""
+    device: torch.device
+    """Where the models of torch are, and so where batches have to be."""
     names: tuple[str, ...] = POOL_NAMES
     """Of the pools."""
 
@@ -68,7 +70,7 @@ class Teachers:
         bound = replace(
             self, members=tuple(member.bound((rows,)) for member in self.members), pools=(rows,), names=(name,)
         )
-        live, device = bound.live(()), device_of(self)
+        live, device = bound.live(()), self.device
         logits = np.empty((len(pool), self.classes), dtype=np.float32)
         done = 0
         for batch in pool.in_order(batch_tokens=PASS_TOKENS):
@@ -106,26 +108,34 @@ def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     Args:
         logits: of each teacher, (B, C), NaN rows where it said nothing.
         weights: of each teacher, positive.
-    Returns: (B, C) fp32; NaN rows where nobody answered.
+    Returns: (B, C) fp32; NaN rows where nobody answered, infinite ones where a teacher's logits are.
     """
     if len(logits) == 1:
         return logits[0]
-    each_TBC = torch.stack(list(logits)).float().log_softmax(-1)
+    given_TBC = torch.stack(list(logits)).float()
+    each_TBC = given_TBC.log_softmax(-1)
     said_TB = ~each_TBC.isnan().any(-1)
     shares_TB = torch.tensor(weights, device=each_TBC.device)[:, None] * said_TB
     shares_TB = shares_TB / shares_TB.sum(0)
-    given_TBC = each_TBC.masked_fill(~said_TB[..., None], 0.0) + shares_TB.log()[..., None]
-    return torch.where(said_TB.any(0)[:, None], given_TBC.logsumexp(0), torch.nan)
+    parts_TBC = each_TBC.masked_fill(~said_TB[..., None], 0.0) + shares_TB.log()[..., None]
+    mean_BC = torch.where(said_TB.any(0)[:, None], parts_TBC.logsumexp(0), torch.nan)
+    return _with_broken(mean_BC, given_TBC)
 
 
 def most_confident_logits(logits: Sequence[Tensor], _weights: Sequence[float]) -> Tensor:
     """Of each row the logits of the teacher whose first class has the highest probability; the earlier of equals.
 
-    Returns: (B, C) fp32; NaN rows where nobody answered.
+    Returns: (B, C) fp32; NaN rows where nobody answered, infinite ones where a teacher's logits are.
     """
     each_TBC = torch.stack(list(logits)).float()
     sure_TB = each_TBC.softmax(-1).amax(-1).nan_to_num(nan=-1.0)
-    return each_TBC[sure_TB.argmax(0), torch.arange(each_TBC.shape[1], device=each_TBC.device)]
+    surest_BC = each_TBC[sure_TB.argmax(0), torch.arange(each_TBC.shape[1], device=each_TBC.device)]
+    return _with_broken(surest_BC, each_TBC)
+
+
+def _with_broken(together_BC: Tensor, each_TBC: Tensor) -> Tensor:
+    """The rows put together, infinite where one teacher's logits are: it is broken, which the others must not hide."""
+    return together_BC.masked_fill(each_TBC.isinf().any(-1).any(0)[:, None], torch.inf)
 
 
 COMBINATIONS: dict[str, Callable[[Sequence[Tensor], Sequence[float]], Tensor]] = {
@@ -143,13 +153,13 @@ def teachers_of(model: PreTrainedModel, *, digest: str = "") -> Teachers:
     """
     model.requires_grad_(False).eval()
     only = Classifier("teacher", 1.0, model, None)
-    return Teachers((only,), int(model.config.num_labels), "mean", only, model, (), digest, "one model")
+    device = next(model.parameters()).device
+    return Teachers((only,), int(model.config.num_labels), "mean", only, model, (), digest, "one model", device)
 
 
 def device_of(teachers: Teachers) -> torch.device:
-    """Where the teachers' models are; the CPU where there is none of torch."""
-    model = teachers.encoder_teacher
-    return torch.device("cpu") if model is None else next(model.parameters()).device
+    """Where batches for the teachers have to be."""
+    return teachers.device
 
 
 def _finite(logits: Tensor, member: Member, batch: Batch, teachers: Teachers) -> Tensor:

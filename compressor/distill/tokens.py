@@ -45,6 +45,22 @@ def align(teacher: Encoder, student: Encoder, texts: Sequence[Text]) -> Alignmen
     return Alignment("mapped", ids)
 
 
+def unlike(teacher: Encoder, student: Encoder, alignment: Alignment, texts: Sequence[Text]) -> int:
+    """How many texts an aligned teacher sees in other tokens than its own tokenizer makes of them.
+
+    Args:
+        alignment: as `align` found on a sample; 0 for `separate`, whose teacher reads the texts itself.
+    """
+    if alignment.kind == "separate":
+        return 0
+    ours, theirs = student.encode(texts), teacher.encode(texts)
+    read = ours.ids if alignment.ids is None else alignment.ids[ours.ids]
+    even = ours.lengths == theirs.lengths
+    apart = read[np.repeat(even, ours.lengths)] != theirs.ids[np.repeat(even, theirs.lengths)]
+    rows = np.repeat(np.flatnonzero(even), ours.lengths[even])
+    return int((~even).sum()) + len(np.unique(rows[apart]))
+
+
 def token_map(teacher: Encoder, student: Encoder) -> NDArray[np.int64]:
     """The teacher's id of each of the student's tokens, its unknown token (else its padding) where it has none."""
     known = teacher.tokenizer.get_vocab(with_added_tokens=True)

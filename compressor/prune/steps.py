@@ -71,6 +71,7 @@ class Plan:
             [folder_digest(folder, MODEL_FILES) for folder in folders],
             [rows.digest() for rows in (data.train, data.unlabelled, data.select)],
             [data.task.metric, *data.labels],
+            [[part.rows, part.share] for part in data.pools],
             data.max_tokens,
         )
 

@@ -31,7 +31,26 @@ def teacher_problems(stages: Sequence[Written], base: Path) -> list[Problem]:
             continue  # what an earlier stage is, is not known
         problems += _weights_problems(written, stages[:place], base)
         problems += _recovery_problems(written, stages[:place])
+        problems += _augment_problems(written)
     return problems
+
+
+def _augment_problems(written: Written) -> list[Problem]:
+    """Changes to the rows where a teacher's answers to the rows as they are come from a file."""
+    stage = written.stage
+    if not isinstance(stage, Distill):
+        return []
+    file = next((each for part in stage.teachers if (each := part.probabilities or part.votes)), None)
+    changed = [("mix", stage.mix), *((f"phases.{place}.mix", phase.mix) for place, phase in enumerate(stage.phases))]
+    return [
+        _at(
+            written,
+            f"{key}.augment",
+            f"changes the rows, but {file.path.path} holds answers to the rows as they are; leave augment out",
+        )
+        for key, mix in changed
+        if file is not None and mix is not None and mix.augment.changes
+    ]
 
 
 def _at(written: Written, key: str, message: str) -> Problem:

@@ -10,8 +10,9 @@ from compressor.data.settings import Mix
 from compressor.distill.layer_map import Pairing, Term, needed_layers, pairings, relation_heads
 from compressor.distill.settings import RelationsMatch, TeacherPart
 from compressor.errors import InputError
-from compressor.model.manifest import read_manifest
+from compressor.model.manifest import LayerShape, Shapes, read_manifest
 from compressor.model.settings import Student
+from compressor.model.student_shapes import student_shapes
 from compressor.runner.prepare import Prepared
 from compressor.stage import Stage
 from compressor.stages.distill import Distill, part_of
@@ -82,7 +83,10 @@ def known_shapes(stages: Sequence[Stage], prepared: Prepared) -> Known:
             usable = [(role, part) for role, part in parts if _has_weights(stage, role, part, verbs, prepared)]
             if usable:
                 encoder[stage.id] = _teacher_shape(stage, *usable[0], output, prepared)
-            output[stage.id] = _student_shape(stage, output, encoder.get(stage.id), prepared)
+            try:
+                output[stage.id] = _student_shape(stage, output, encoder.get(stage.id), prepared)
+            except InputError as error:
+                raise InputError(f"stages.{stage.id}.distill.{error}") from error
         elif isinstance(stage, Prune):
             output[stage.id] = None
             part = part_of(stage.teacher or "teacher")
@@ -183,13 +187,8 @@ def _student_shape(
 
 
 def scaled(start: Shape, student: Student) -> Shape:
-    """The student's shape when it starts from a model of that shape."""
-    hidden = student.hidden or start.hidden
-    half = start.layers if student.init.from_ is not None else max(1, start.layers // 2)
-    return Shape(
-        layers=student.layers or half,
-        hidden=hidden,
-        ffn=student.ffn or start.ffn,
-        heads=student.heads or start.heads,
-        channels=hidden,
-    )
+    """The student's shape when it starts from a model of that shape; InputError where it cannot."""
+    layer = LayerShape(heads=start.heads, head_size=start.channels // max(1, start.heads), ffn=start.ffn)
+    made = student_shapes(Shapes(hidden=start.hidden, layers=(layer,) * start.layers, vocabulary=1), student)
+    given = made.layers[0]
+    return Shape(len(made.layers), made.hidden, given.ffn, given.heads, channels=made.hidden)

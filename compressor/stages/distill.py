@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from compressor.data.settings import Mix, Unlabelled
+from compressor.data.settings import Mix
 from compressor.distill.settings import (
     DEFAULT_MATCH,
     AnswersFile,
@@ -53,7 +53,7 @@ class Distill(Stage):
     """How several teachers make one answer: the weighted mean of their probabilities, or each row's surest teacher."""
     match: Annotated[list[Match], Field(min_length=1)] = list(DEFAULT_MATCH)
     """What the student copies, one term each."""
-    mix: Mix = Mix(unlabelled=Unlabelled())
+    mix: Mix = Mix()
     """What a batch is made of; half unlabelled rows unless told, where there are any."""
     train: Train = Train()
     """Length and speed of training; phases have their own."""

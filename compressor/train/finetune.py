@@ -35,7 +35,14 @@ from compressor.train.steps import STEPS_FILE
 
 SMOKE_STEPS = 2
 """Optimizer steps of a smoke run."""
-MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json")
+MODEL_FILES = (
+    "*.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
 """What of a model's folder decides its answers."""
 PROBE_ROWS = 8
 """Real rows on which a saved model is compared with what its folder gives back."""
@@ -107,7 +114,7 @@ class Finetuner:
 
         self.fitted = fit(
             model,
-            mixed_batches(pool, None, Mix(), train, seed=self.seed),
+            mixed_batches(pool, None, Mix(unlabelled=None), train, seed=self.seed),
             loss,
             train=train,
             seed=self.seed,
@@ -123,6 +130,7 @@ class Finetuner:
                 data.select.digest(),
                 data.labels,
                 data.max_tokens,
+                data.task.metric,
                 loss_name,
             ),
         )

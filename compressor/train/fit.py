@@ -69,7 +69,7 @@ class Loss:
     total: Tensor
     """Shape ()."""
     terms: dict[str, Tensor]
-    """The unweighted terms by name, each (); a name is a term's in every step."""
+    """The unweighted terms by name, each (); those of this step."""
     parts: dict[str, Tensor] = field(default_factory=dict)
     """What terms are made of, each (), named such as `hidden 4:2`; read only to name the one that is not finite."""
     shares: dict[str, Tensor] = field(default_factory=dict)

@@ -54,6 +54,10 @@ def refuse_not_finite(numbers: Numbers, *, what: str, rows: Callable[[], str]) -
     )
 
 
+ROWS_NAMED = 12
+"""Rows of a pool that an error names."""
+
+
 def rows_in_words(batch: object) -> str:
     """The rows of a batch by their positions in their pools, from 0; empty for a batch without `rows`.
 
@@ -72,5 +76,6 @@ def rows_in_words(batch: object) -> str:
     for kind, flag in (("labelled", False), ("unlabelled", True)):
         mine = [str(place) for place, other in zip(places, flags, strict=True) if other is flag]
         if mine:
-            said.append(f"{kind} rows {', '.join(mine)}")
+            more = f" and {len(mine) - ROWS_NAMED} more" if len(mine) > ROWS_NAMED else ""
+            said.append(f"{kind} rows {', '.join(mine[:ROWS_NAMED])}{more}")
     return " and ".join(said)

@@ -124,7 +124,7 @@ def test_only_kept_rows_are_drawn_and_none_without_a_pool():
     assert {row for item in source.plan(0) for row in item.unlabelled} == {3, 17, 200}
     for alone in (
         mixed_batches(labelled, None, mix_words.unlabelled(0.5), Train(), seed=3),
-        mixed_batches(labelled, pool, Mix(), Train(), seed=3),
+        mixed_batches(labelled, pool, Mix(unlabelled=None), Train(), seed=3),
         mixed_batches(
             labelled, pool, mix_words.unlabelled(0.5), Train(), seed=3, keep_rows=np.zeros(0, dtype=np.int64)
         ),

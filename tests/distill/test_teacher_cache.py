@@ -18,7 +18,7 @@ from compressor.distill import teacher_pass
 from compressor.distill.cache_plan import cache_plan, layer_bytes
 from compressor.distill.settings import Cache
 from compressor.distill.state_codes import Channels, decode_int8, encode_int8
-from compressor.distill.teacher_cache import CachedTeacher, open_cache, pool_logits
+from compressor.distill.teacher_cache import CachedTeacher, live_teacher, open_cache, pool_logits
 from compressor.distill.together import Teachers, teachers_of
 from compressor.errors import InputError, StageError
 from compressor.model.encoders import load_model
@@ -168,6 +168,47 @@ def test_a_complete_cache_is_used_again_and_another_teacher_makes_it_anew(
     opened(teachers, pools, tmp_path, layers=(1,), cache=Cache(precision="fp32"), progress=passes)
     opened(teachers, (pools[0],), tmp_path, layers=(1,), cache=Cache(precision="fp32"), progress=passes)
     assert passes.rows == [60, 60, 60, 60, 35]
+
+
+def test_a_narrower_need_leaves_a_wider_cache_as_it_is(
+    teachers: Teachers, pools: tuple[Pool, Pool], tmp_path: Path
+) -> None:
+    passes, few = Passes(), [np.arange(35), np.array([2, 5])]
+    opened(teachers, pools, tmp_path, used=few, progress=passes)
+    opened(teachers, pools, tmp_path, layers=(), progress=passes)  # more rows, no layers
+    whole = opened(teachers, pools, tmp_path, progress=passes)
+    assert passes.rows == [37, 23]
+    assert whole.plan.cached == LAYERS
+
+
+def test_a_cache_that_lacks_something_is_widened_and_serves_both(
+    folder: Path, teachers: Teachers, pools: tuple[Pool, Pool], tmp_path: Path
+) -> None:
+    views = Views.of(Augment(views=2, mask=0.3), open_encoder(folder, 32), seed=3)
+    passes, few = Passes(), [np.arange(35), np.array([2, 5])]
+    needs = [((0, 2), None, 1), ((4,), few, 2), ((0, 2), None, 1), ((0, 4), few, 2)]
+    for layers, used, count in needs:
+        found = opened(
+            teachers, pools, tmp_path, layers=layers, used=used, views=views, view_count=count, progress=passes
+        )
+        assert found.plan.cached == layers
+    assert passes.rows == [60, 120]
+    batch, live = view_batch(pools[0], [4, 9], views, 0, 1), teachers.live((0, 4))
+    ours, theirs = found.answers(batch, hidden=True), live.answers(batch, hidden=True)
+    assert lost(own(batch, ours.hidden[4]), own(batch, theirs.hidden[4])) < 1e-3
+
+
+def test_a_cache_gives_way_where_the_budget_does_not_hold_both(
+    teachers: Teachers, pools: tuple[Pool, Pool], tmp_path: Path
+) -> None:
+    tokens = int(sum(pool.lengths.sum() for pool in pools))
+    one = cache_plan(rows=60, tokens=tokens, classes=2, layers=(2,), hidden=32, cache=Cache(states="fp16")).bytes
+    tight, passes = Cache(states="fp16", budget=f"{one / 1e3:.3f}kB"), Passes()
+    for layer in (2, 4):
+        assert opened(teachers, pools, tmp_path, layers=(layer,), cache=tight, progress=passes).plan.cached == (layer,)
+    assert passes.rows == [60, 60]
+    opened(teachers, pools, tmp_path, layers=(), cache=tight, progress=passes)
+    assert passes.rows == [60, 60]
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -326,6 +367,18 @@ def test_logits_alone_are_kept_of_a_pool_whose_states_do_not_fit(
     assert passes.rows == [25, 12]
 
 
+def test_logits_alone_are_kept_of_a_pool_while_the_layers_are_not_known(
+    teachers: Teachers, pools: tuple[Pool, Pool], tmp_path: Path
+) -> None:
+    passes = Passes()
+    for _ in range(2):
+        pool_logits(teachers, pools, 1, layers=None, folder=tmp_path, cache=Cache(), progress=passes)
+        assert not (tmp_path / "hidden-2.bin").exists() or passes.rows == [25, 60]
+        opened(teachers, pools, tmp_path, progress=passes)
+    assert passes.rows == [25, 60]
+    assert not list((tmp_path / "confidence").glob("hidden-*"))
+
+
 def test_bf16_is_taken_where_it_agrees_and_the_agreement_is_told(
     teachers: Teachers, pools: tuple[Pool, Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +405,51 @@ def test_each_precision_is_what_it_says(teachers: Teachers, pools: tuple[Pool, P
     torch.testing.assert_close(full.answers(batch, hidden=False).logits, theirs, atol=1e-6, rtol=0)
     apart = (half.answers(batch, hidden=False).logits - theirs).abs().max()
     assert 1e-5 < float(apart) < 0.1
+
+
+def test_layers_beside_the_cache_are_computed_in_its_precision(
+    teachers: Teachers, pools: tuple[Pool, Pool], tmp_path: Path
+) -> None:
+    tokens = int(sum(pool.lengths.sum() for pool in pools))
+    plan = cache_plan(rows=60, tokens=tokens, classes=2, layers=(0, 2), hidden=32, cache=Cache(states="fp16"))
+    seen: list[torch.dtype] = []
+    assert teachers.encoder_teacher is not None
+    dense = teachers.encoder_teacher.bert.encoder.layer[3].output.dense
+    dense.register_forward_hook(lambda _module, _given, output: seen.append(output.dtype))
+    batch = pools[0].batch([3, 1])
+    for form in ("fp32", "bf16"):
+        for budget in ("1kB", f"{plan.bytes / 1e3:.3f}kB"):  # all layers are live, or the last one alone
+            cache = Cache(states="fp16", precision=form, budget=budget)
+            cached = opened(teachers, pools, tmp_path / f"{form}-{budget}", cache=cache)
+            assert cached.plan.live in (LAYERS, (4,))
+            seen.clear()
+            assert cached.answers(batch, hidden=[4]).hidden[4].dtype == torch.float32
+            assert seen == [torch.float32 if form == "fp32" else torch.bfloat16]
+
+
+def test_a_live_teacher_answers_in_the_precision_of_a_pass(
+    teachers: Teachers, pools: tuple[Pool, Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, told = pools[0].batch(range(10)), list[Decision]()
+
+    def logits(precision: str) -> torch.Tensor:
+        cache = Cache(precision=precision)
+        found = live_teacher(
+            teachers, (2,), cache=cache, pools=pools, used=everything(pools), decide=told.append
+        ).answers(batch, hidden=True)
+        assert list(found.hidden) == [2]
+        return found.logits
+
+    full, half = (teachers.live((), precision=each).answers(batch, hidden=False).logits for each in ("fp32", "bf16"))
+    assert not torch.equal(full, half)
+    assert torch.equal(logits("fp32"), full)
+    assert torch.equal(logits("bf16"), half)
+    assert told == []
+    for native, agree, wanted in ((False, 0.01, full), (True, 0.01, half), (True, 1e-9, full)):
+        monkeypatch.setattr(teacher_pass, "native_bf16", lambda _name, native=native: native)
+        monkeypatch.setattr(teacher_pass, "STATES_AGREE", agree)
+        assert torch.equal(logits("auto"), wanted)
+    assert [decision.chosen for decision in told] == ["bf16", "fp32"]
 
 
 def test_an_answer_that_is_not_finite_stops_with_the_pool_and_the_row(

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from compressor.data.settings import Augment, Task
 from compressor.distill.members import ask_onnx
 from compressor.distill.settings import TeacherPart
 from compressor.distill.teachers import class_columns, classifier_folder, near_chance, open_teachers
-from compressor.distill.together import Teachers, mean_logits, most_confident_logits
+from compressor.distill.together import Teachers, device_of, mean_logits, most_confident_logits
 from compressor.errors import InputError, StageError
 from compressor.export.exporter import export_onnx
 from compressor.model.encoders import load_model
@@ -132,6 +133,16 @@ def test_each_row_takes_the_logits_of_its_most_confident_teacher() -> None:
     assert bool(found[3].isnan().all())
 
 
+@pytest.mark.parametrize("combine", [mean_logits, most_confident_logits])
+def test_a_broken_teacher_is_not_hidden_by_the_others(combine: Any) -> None:
+    good = torch.tensor([[2.0, 0.0], [1.0, 0.0], [1.0, 0.0], [torch.nan, torch.nan]])
+    broken = torch.tensor([[torch.inf, torch.inf], [torch.inf, 1.0], [torch.nan, torch.nan], [torch.inf, 0.0]])
+    for both in ([good, broken], [broken, good]):
+        found = combine(both, [1.0, 1.0])
+        assert found.isinf().all(1).tolist() == [True, True, False, True]
+        assert bool(found[2].isfinite().all())
+
+
 def test_weights_that_would_change_nothing_are_refused(folder: Path, other: Path) -> None:
     placed = [(part(model="a", weight=3.0), folder), (part(model="b"), other)]
     with pytest.raises(InputError, match="weight applies to combine: mean alone"):
@@ -230,6 +241,7 @@ def test_a_teacher_with_other_numbers_for_the_same_words_reads_them_token_by_tok
     told: list[Decision] = []
     teachers = opened(folder, home, terms=("hidden",), decide=told.append)
     assert told[0].chosen == "mapped"
+    assert told[0].because.endswith("under ids of its own; in 0 of 55 rows its own tokenizer makes other tokens")
     torch.testing.assert_close(said(teachers, batch), answers_of(home, TEXTS), atol=1e-5, rtol=0)
     states = teachers.live((4,)).answers(batch, hidden=True).hidden[4]
     assert states.shape[:2] == batch.inputs["input_ids"].shape
@@ -294,6 +306,7 @@ WRONG = {
     "count": ("probabilities", [1.0], "line 1 must hold a list of 2 probabilities in the order bad, good"),
     "kind": ("probabilities", "good", "line 1 must hold a list of 2 probabilities"),
     "truth": ("probabilities", [True, False], "line 1 must hold a list of 2 probabilities"),
+    "no votes": ("votes", [], "line 1 holds an empty list of votes; give one place a voter"),
     "unknown vote": ("votes", ["good", "great"], "line 1: class 'great' is not one of the classes bad, good"),
     "vote's kind": ("votes", 0.5, "line 1: class 0.5 is not one of the classes bad, good"),
 }
@@ -311,6 +324,13 @@ def test_lists_of_votes_have_a_place_for_every_voter(folder: Path, tmp_path: Pat
     base = write_answers(tmp_path, "said", {TEXTS[0]: ["good", "bad"], TEXTS[1]: ["good"]})
     with pytest.raises(InputError, match="line 2 holds 1 votes where 2 are expected, one place a voter"):
         opened(folder, file_part("votes"), base=base)
+
+
+def test_an_empty_list_of_votes_is_blamed_on_its_own_line(folder: Path, tmp_path: Path) -> None:
+    for first, line in (([], 1), (["good", "bad"], 2)):
+        base = write_answers(tmp_path, "said", {TEXTS[0]: first, TEXTS[1]: [] if first else ["good", "bad"]})
+        with pytest.raises(InputError, match=f"line {line} holds an empty list of votes"):
+            opened(folder, file_part("votes"), base=base)
 
 
 def test_a_text_with_two_answers_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -382,6 +402,27 @@ def test_the_digest_follows_everything_that_decides_the_answers(folder: Path, ot
     ]
     assert len(set(digests)) == len(digests)
     assert opened(folder, folder).digest == digests[0]
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "1_Pooling/config.json"])
+def test_the_digest_follows_how_a_folder_tokenises_and_pools(name: str, tiny_bert: Path, tmp_path: Path) -> None:
+    home = tmp_path / "encoder"
+    shutil.copytree(tiny_bert, home)
+    teacher = part(label_names={"model": str(home)})
+    before = opened(tiny_bert, teacher).digest
+    assert opened(tiny_bert, teacher).digest == before
+    file = home / name
+    file.parent.mkdir(exist_ok=True)
+    said = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps({**said, "pooling_mode_cls_token": True}))
+    assert opened(tiny_bert, teacher).digest != before
+
+
+def test_batches_go_to_the_device_of_a_teacher_of_class_names(tiny_bert: Path) -> None:
+    teachers = opened(tiny_bert, part(label_names={"model": str(tiny_bert)}))
+    assert teachers.encoder_teacher is None
+    assert device_of(teachers) == torch.device("cpu")
+    assert device_of(replace(teachers, device=torch.device("meta"))) == torch.device("meta")
 
 
 def test_the_first_folder_of_torch_weights_is_that_of_the_student(folder: Path, onnx: Path) -> None:

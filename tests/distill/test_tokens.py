@@ -5,7 +5,7 @@ import pytest
 from tiny import BAD, FILLER, GOOD, make_reviews, write_tiny_bert
 
 from compressor.data.encode import Encoder, open_encoder
-from compressor.distill.tokens import align
+from compressor.distill.tokens import Alignment, align, unlike
 
 TEXTS = tuple(text for text, _ in make_reviews(30, seed=4))
 
@@ -76,6 +76,18 @@ def test_a_word_that_the_teacher_lacks_wholly_is_unknown_to_it_as_in_its_own_rea
     found = align(mpnet, bert, ("a warm film",))
     assert found.ids is not None
     assert found.ids[bert.encode(["a warm film"]).row(0)].tolist() == mpnet.encode(["a warm film"]).row(0).tolist()
+
+
+def test_rows_beyond_the_sample_that_the_teacher_spells_otherwise_are_counted(bert: Encoder, tmp_path: Path) -> None:
+    words = (*FILLER, *BAD, *[word for word in GOOD if word != "warm"], "wa", "##rm")
+    mpnet, texts = write_tiny_mpnet_tokenizer(tmp_path, words), ("a warm film", "the film", "film , film", "warm")
+    mapped = align(mpnet, bert, ("the film",))
+    assert mapped.kind == "mapped"
+    assert unlike(mpnet, bert, mapped, texts) == 2
+    assert unlike(mpnet, bert, mapped, ()) == 0
+    assert unlike(mpnet, bert, align(mpnet, bert, texts), texts) == 0  # reads the texts itself
+    assert unlike(mpnet, bert, Alignment("same"), texts) == 4
+    assert unlike(bert, bert, Alignment("same"), texts) == 0
 
 
 def test_pairs_that_are_framed_otherwise_do_not_align(bert: Encoder, tmp_path: Path) -> None:

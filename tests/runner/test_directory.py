@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from compressor.runner.directory import RunDirectory, read_json, read_lines, write_json
+from compressor.runner.directory import RunDirectory, model_digest, read_json, read_lines, write_json
 from compressor.runner.keys import difference, key_parts
 from compressor.stages.export import Export
 from compressor.stages.prune import Prune
@@ -110,3 +110,22 @@ def test_neither_the_id_nor_from_is_in_the_key_but_every_setting_is():
     assert difference(parts_of(Prune(id="slim")), parts_of(Prune(id="slim", steps=4))) == "settings.steps 1 -> 4"
     gated = Prune.model_validate({"id": "slim", "gate": {"accuracy": ">= 80pp"}})
     assert difference(parts_of(Prune(id="slim")), parts_of(gated)).startswith("gate")
+
+
+def test_a_models_digest_follows_what_decides_its_answers_and_not_the_verdict(tmp_path):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    seen = {model_digest(tmp_path)}
+    for count, (name, said) in enumerate(
+        [
+            ("model.onnx.data", {}),
+            ("1_Pooling/config.json", {"pooling_mode_cls_token": True}),
+            ("compressor.json", {"labels": ["bad", "good"]}),
+            ("compressor.json", {"labels": ["good", "bad"]}),
+        ]
+    ):
+        write_json(tmp_path / name, said)
+        seen.add(model_digest(tmp_path))
+        assert len(seen) == count + 2
+    write_json(tmp_path / "compressor.json", {"labels": ["good", "bad"], "verdict": "pass"})
+    assert model_digest(tmp_path) in seen
