@@ -52,7 +52,7 @@ PROBE_ROWS = 512
 """Rows on which two tokenizers are compared."""
 COMPARED_ROWS = 20_000
 """Most rows on which those that two aligned tokenizers read differently are counted."""
-CHANCE_ROWS, CHANCE_LEVEL = 50, 0.05
+CHANCE_ROWS, CHANCE_LEVEL = 200, 0.05
 """Fewest rows on which answers can be called chance, and the p-value from which on they are."""
 
 
@@ -149,7 +149,7 @@ def near_chance(logits: NDArray[np.floating], targets: NDArray[np.integer]) -> s
     """A sentence where the teacher's first classes do not follow the labels; None where they do, or rows are few.
 
     A chi-square test of independence (scipy.stats.chi2_contingency without correction) over the rows that have both;
-    p above 0.05 on 50 rows or more is chance. Answers that follow the labels backwards (Cohen's kappa below 0) are told
+    p above 0.05 on 200 rows or more is chance. Answers that follow the labels backwards (Cohen's kappa below 0) are told
     as well: the classes are then mixed up.
 
     Args:

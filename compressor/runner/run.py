@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from compressor.runner.prepare import Prepared, check_rows, prepare
 from compressor.runner.scoring import answers, class_ids, gate_judge, gate_outcome
 from compressor.runner.shapes import check_maps, known_shapes
 from compressor.stage import Decision, Job, Outcome, Progress, Stage, silent
+
+COLUMNS = 100
+"""Width of the lines that the user is told."""
 
 Say = Callable[[str], None]
 """Called with a line for the user."""
@@ -200,10 +204,15 @@ class _Making:
         """Write a decision down; say it where it is a word, a number or a warning."""
         append_decision(attempt.folder, stage.id, decision)
         if decision.chosen is None:
-            self.say(f"{stage.id}: {decision.because}")
+            self._say_long(f"{stage.id}: {decision.because}")
         elif isinstance(decision.chosen, str | int | float):
             chosen = f"{decision.chosen:.4g}" if isinstance(decision.chosen, float) else decision.chosen
-            self.say(f"{stage.id}: {decision.kind} {chosen}, {decision.because}")
+            self._say_long(f"{stage.id}: {decision.kind} {chosen}, {decision.because}")
+
+    def _say_long(self, text: str) -> None:
+        """A sentence in lines that fit a terminal."""
+        for line in textwrap.wrap(text, COLUMNS, subsequent_indent="  ", break_long_words=False):
+            self.say(line)
 
     def _judge(self, stage: Stage, before: str | None, attempt: Attempt) -> Callable[[Path], Outcome] | None:
         if stage.gate is None:

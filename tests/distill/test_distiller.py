@@ -434,8 +434,8 @@ def test_a_control_without_a_teacher_is_plain_training_on_the_labels(teacher: Pa
 
 
 def test_a_teacher_that_answers_by_chance_is_refused(teacher: Path, tmp_path: Path) -> None:
-    data = reviews(select=60)
-    flipped = torch.randperm(60, generator=torch.Generator().manual_seed(1)).tolist()
+    data = reviews(select=240)
+    flipped = torch.randperm(240, generator=torch.Generator().manual_seed(1)).tolist()
     labels = tuple(data.select.labels[place] for place in flipped)
     mixed_up = DataSets(**{**data.__dict__, "select": Rows(data.select.texts, labels)})
     with pytest.raises(InputError, match="its answers do not depend on the labels"):

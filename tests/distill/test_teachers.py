@@ -454,7 +454,7 @@ def test_answers_that_do_not_follow_the_labels_are_called_chance() -> None:
     assert said is not None
     assert "its answers do not depend on the labels" in said
     assert near_chance(*chance(400, 0.7)) is None
-    alone = near_chance(np.tile([1.0, 0.0], (100, 1)), chance(100, 0.5)[1])
+    alone = near_chance(np.tile([1.0, 0.0], (300, 1)), chance(300, 0.5)[1])
     assert alone is not None
     assert alone.endswith("it answers one class alone")
 
@@ -466,10 +466,10 @@ def test_answers_that_follow_the_labels_backwards_are_told() -> None:
 
 
 def test_too_few_rows_tell_nothing_and_gaps_do_not_count() -> None:
-    assert near_chance(*chance(49, 0.5)) is None
-    logits, targets = chance(90, 0.5)
+    assert near_chance(*chance(199, 0.5)) is None
+    logits, targets = chance(240, 0.5)
     logits[:50] = np.nan
     assert near_chance(logits, targets) is None
-    logits, targets = chance(90, 0.5)
+    logits, targets = chance(240, 0.5)
     targets[:50] = -100
     assert near_chance(logits, targets) is None
