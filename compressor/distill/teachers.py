@@ -149,8 +149,8 @@ def near_chance(logits: NDArray[np.floating], targets: NDArray[np.integer]) -> s
     """A sentence where the teacher's first classes do not follow the labels; None where they do, or rows are few.
 
     A chi-square test of independence (scipy.stats.chi2_contingency without correction) over the rows that have both;
-    p above 0.05 on 200 rows or more is chance. Answers that follow the labels backwards (Cohen's kappa below 0) are told
-    as well: the classes are then mixed up.
+    p above 0.05 on 200 rows or more is chance. Answers that follow the labels backwards (Cohen's kappa below 0) are
+    told as well: the classes are then mixed up.
 
     Args:
         logits: shape (N, C), NaN rows where the teacher said nothing.
