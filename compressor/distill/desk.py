@@ -196,7 +196,7 @@ def _check_given(student: PreTrainedModel, desk: Desk) -> None:
         )
 
 
-def check_teachers(desk: Desk, *, progress: Progress) -> Decision:
+def check_score(desk: Desk, *, progress: Progress) -> Decision:
     """The teachers' score on `select`; InputError where it is chance."""
     logits = desk.teachers.answered(desk.data.select, desk.select, progress=progress)
     problem = near_chance(logits, desk.select.targets)

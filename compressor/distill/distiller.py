@@ -13,17 +13,28 @@ from transformers import PreTrainedModel
 from compressor.data.rows import DataSets
 from compressor.data.settings import Data, Mix
 from compressor.device import torch_device
-from compressor.distill.controls import CONTROLS_FOLDER, train_controls
+from compressor.distill.controls import CONTROLS_FOLDER, Controls
 from compressor.distill.course import Classroom, Course, gather_steps, phase_folder
 from compressor.distill.desk import (
     StudentLike,
     TeacherLike,
-    check_teachers,
+    check_score,
     open_desk,
     parts_of,
     start_student,
 )
-from compressor.distill.settings import DEFAULT_MATCH, Cache, CacheChoice, Combine, LabelsMatch, Match, Phase, Term
+from compressor.distill.settings import (
+    DEFAULT_MATCH,
+    Cache,
+    CacheChoice,
+    Combine,
+    Match,
+    Phase,
+    Term,
+    Terms,
+    check_control,
+    check_teachers,
+)
 from compressor.distill.teacher_cache import CACHE_FOLDER
 from compressor.errors import InputError
 from compressor.model.encoders import save_model
@@ -88,7 +99,7 @@ class Distiller:
         self.data = data
         self.combine = settings_of(TypeAdapter[str](Combine), combine, "combine")
         whole = Course(
-            _terms(match, "match"),
+            _terms(match),
             settings_of(Mix, {} if mix is None else mix, "mix"),
             settings_of(Train, {} if train is None else train, "train"),
         )
@@ -127,21 +138,14 @@ class Distiller:
         cache_at = place / CACHE_FOLDER if cache_at is None else Path(cache_at)
         room = self._opened()
         if not self.smoke:
-            self._tell(check_teachers(room.desk, progress=self.progress))
+            self._tell(check_score(room.desk, progress=self.progress))
         model = start_student(room.desk, self.student, seed=self.seed)
         start = weights_of(model) if self.control else {}
         self._save(self.train_model(model, place, cache_at=cache_at), out)
         if self.control:
-            train_controls(
-                room,
-                self.courses,
-                self._steps,
-                model,
-                start,
-                place / CONTROLS_FOLDER,
-                cache_at=cache_at,
-                save=self._save,
-            )
+            Controls(
+                room, self.courses, self._steps, model, start, place / CONTROLS_FOLDER, cache_at, self._save
+            ).train()
         if work is None:
             finish(place, out)
         return out
@@ -181,10 +185,12 @@ class Distiller:
                 "tokenizer= is for a student given as a model (got a shape or folder); one made here reads the tokens "
                 "of the model that it starts from"
             )
-        if len(self.teachers) == 1 and (self.combine != "mean" or self.teachers[0].weight != 1.0):
-            raise InputError("combine and weight are for several teachers, and there is one; leave them out")
-        if self.control and all(isinstance(term, LabelsMatch) for course in self.courses for term in course.match):
-            raise InputError("control compares with labels alone, which is all that match holds; add {of: logits}")
+        try:
+            check_teachers(self.teachers, self.combine)
+            if self.control:
+                check_control([term for course in self.courses for term in course.match])
+        except ValueError as problem:
+            raise InputError(str(problem)) from problem
 
     def _opened(self) -> Classroom:
         """Teachers, rows and tokenizer, opened once."""
@@ -220,12 +226,15 @@ class Distiller:
             self.decide(decision)
 
 
-def _terms(match: Sequence[Term | Mapping[str, Any]], name: str) -> tuple[Term, ...]:
-    adapter: TypeAdapter[Term] = TypeAdapter(Match)
-    terms = tuple(settings_of(adapter, term, f"{name}.{place}") for place, term in enumerate(match))
-    if not terms:
-        raise InputError(f"{name} needs at least one term, such as {{of: logits}} (got none)")
-    return terms
+def _terms(match: Sequence[Term | Mapping[str, Any]]) -> tuple[Term, ...]:
+    """The terms in full; each mistake is told at its place in the list."""
+    one: TypeAdapter[Term] = TypeAdapter(Match)
+    made = [settings_of(one, term, f"match.{place}") for place, term in enumerate(match)]
+    if not made:
+        raise InputError("match needs at least one term, such as {of: logits} (got none)")
+    every: TypeAdapter[list[Term]] = TypeAdapter(Terms)
+    found: list[Term] = settings_of(every, made, "match")
+    return tuple(found)
 
 
 def _courses(whole: Course, phases: Sequence[Phase | Mapping[str, Any]], *, train_given: bool) -> tuple[Course, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from compressor.data.settings import Mix
-from compressor.settings import ByteSize, Integer, Real, Settings, Temperature, TermWeight, Word
-from compressor.sources.settings import ModelFrom, RowSource
+from compressor.settings import AutoWeight, ByteSize, Integer, Ramp, Real, Settings, Temperature, TermWeight, Word
+from compressor.sources.settings import ModelFrom, ModelSource, RowFile, RowSource
 from compressor.train.settings import Train
 
 LAYER_MAPS = ("uniform", "first", "last", "random", "attention", "nearest")
@@ -139,6 +140,26 @@ class EmbeddingsMatch(Settings):
 Term = LogitsMatch | LabelsMatch | HiddenMatch | AttentionMatch | RelationsMatch | EmbeddingsMatch
 Match = Annotated[Term, Field(discriminator="of")]
 
+CONTROL_RATES = (0.5, 1.0, 2.0)
+"""Of the student's learning rates: those that the control without a teacher chooses from."""
+
+
+def _check_terms(terms: list[Term]) -> list[Term]:
+    """The terms; ValueError where one of them would change nothing."""
+    first = terms[0].weight if len(terms) == 1 else None
+    if isinstance(first, AutoWeight):
+        raise ValueError("has one term, whose weight auto would be a share of itself; write 1 or add another term")
+    if all(not isinstance(term.weight, Ramp | AutoWeight) and term.weight == 0 for term in terms):
+        raise ValueError("has no term of a weight above 0 (got 0), so nothing would be learned; give one")
+    twice = next((term for place, term in enumerate(terms) if term in terms[:place]), None)
+    if twice is not None:
+        raise ValueError(f"has a term of {twice.of} twice, both the same; write it once, with a higher weight")
+    return terms
+
+
+Terms = Annotated[list[Match], Field(min_length=1), AfterValidator(_check_terms)]
+"""What a student copies, one term each."""
+
 DEFAULT_MATCH: tuple[LogitsMatch | LabelsMatch | HiddenMatch, ...] = (
     LogitsMatch(),
     LabelsMatch(weight=0.3),
@@ -183,6 +204,14 @@ class TeacherPart(Settings):
     weight: Annotated[Real, Field(gt=0)] = 1.0
     """Factor of its probabilities in the mean."""
 
+    @property
+    def source(self) -> ModelSource | RowFile | None:
+        """Where its model or answers come from; None for a stage."""
+        answers = self.probabilities or self.votes
+        if answers is not None:
+            return answers.path
+        return self.label_names.model if self.label_names is not None else self.model
+
     def model_post_init(self, _context: object) -> None:
         kinds = ("stage", "model", "probabilities", "votes", "label_names")
         given = [name for name in kinds if getattr(self, name) is not None]
@@ -193,6 +222,30 @@ class TeacherPart(Settings):
 TeacherChoice = Word | TeacherPart
 """An id or source in one word, or a part in full."""
 Combine = Literal["mean", "most_confident"]
+
+
+def check_teachers(teachers: Sequence[TeacherPart], combine: str) -> None:
+    """ValueError for a teacher named twice, and for settings that would change nothing."""
+    weighted = any(part.weight != 1.0 for part in teachers)
+    if len(teachers) == 1 and combine != "mean":
+        raise ValueError(f"combine needs several teachers, and there is one (got {combine}); add one or leave it out")
+    if len(teachers) == 1 and weighted:
+        raise ValueError("teacher has a weight, which counts beside other teachers alone; leave it out")
+    if weighted and combine == "most_confident":
+        raise ValueError(
+            f"combine takes one teacher a row, so that a weight changes nothing (got {combine}); leave one of them out"
+        )
+    plain = [part.model_copy(update={"weight": 1.0}) for part in teachers]
+    twice = next((part for place, part in enumerate(plain) if part in plain[:place]), None)
+    if twice is not None:
+        named = twice.source.path if twice.source else twice.stage
+        raise ValueError(f"teacher names {named} twice; give it once, with a weight")
+
+
+def check_control(terms: Iterable[Term]) -> None:
+    """ValueError where the student learns from labels alone, so that a control would be the student again."""
+    if all(isinstance(term, LabelsMatch) for term in terms):
+        raise ValueError("control compares with labels alone, which is all that match holds; add {of: logits}")
 
 
 class Cache(Settings):
@@ -216,7 +269,7 @@ CacheChoice = Annotated[Cache, BeforeValidator(_cache_of)]
 class Phase(Settings):
     """A part of the training with terms, batches or lengths of its own; what is not given is the stage's."""
 
-    match: Annotated[list[Match], Field(min_length=1)] | None = None
+    match: Terms | None = None
     """What the student copies in this phase."""
     mix: Mix | None = None
     """What a batch is made of in this phase."""

@@ -25,29 +25,17 @@ from compressor.distill.settings import TeacherPart
 from compressor.distill.together import Teachers, teachers_of
 from compressor.distill.tokens import Alignment, align, unlike
 from compressor.errors import InputError
+from compressor.model.digest import model_digest
 from compressor.model.encoders import has_head, load_model
 from compressor.model.manifest import config_labels, read_config
 from compressor.runtime.onnx import OnnxEngine
 from compressor.runtime.predictor import MODEL_FILE, load
-from compressor.sources.digest import file_digest, folder_digest
+from compressor.sources.digest import file_digest
 from compressor.sources.models import resolve_model
 from compressor.stage import Decision, Progress, silent
 
 __all__ = ["Teachers", "classifier_folder", "near_chance", "open_teachers", "teachers_of"]
 
-MODEL_FILES = (
-    "*.safetensors",
-    "*.onnx",
-    "*.onnx.data",
-    "config.json",
-    "compressor.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "1_Pooling/config.json",
-)
-"""What of a model's folder decides its answers."""
 PROBE_ROWS = 512
 """Rows on which two tokenizers are compared."""
 COMPARED_ROWS = 20_000
@@ -197,10 +185,10 @@ def _open_torch(part: TeacherPart, folder: Path, desk: _Desk) -> _Opened:
     if alignment.kind == "separate":
         rows = (desk.data.train, desk.data.unlabelled)
         reader = Reader(str(folder), part.weight, ask_classifier(model), encoder, alignment, rows)
-        return _Opened(reader, folder_digest(folder, MODEL_FILES), model, alignment)
+        return _Opened(reader, model_digest(folder), model, alignment)
     ids = None if alignment.ids is None else torch.from_numpy(alignment.ids).to(desk.device)
     member = Classifier(str(folder), part.weight, model, ids)
-    return _Opened(member, folder_digest(folder, MODEL_FILES), model, alignment)
+    return _Opened(member, model_digest(folder), model, alignment)
 
 
 def _open_onnx(part: TeacherPart, folder: Path, desk: _Desk) -> _Opened:
@@ -215,7 +203,7 @@ def _open_onnx(part: TeacherPart, folder: Path, desk: _Desk) -> _Opened:
     encoder, alignment = _aligned(folder, str(folder), desk)
     ask = ask_onnx(predictor.runner, columns, alone=predictor.rows_per_batch == 1)
     member = Reader(str(folder), part.weight, ask, encoder, alignment, (desk.data.train, desk.data.unlabelled))
-    digest = _digest(folder_digest(folder, MODEL_FILES), version("onnxruntime"))
+    digest = _digest(model_digest(folder), version("onnxruntime"))
     return _Opened(member, digest, alignment=alignment)
 
 
@@ -230,7 +218,7 @@ def _open_names(part: TeacherPart, _folder: Path | None, desk: _Desk) -> _Opened
     encoder, alignment = _aligned(folder, name, desk)
     ask = NamedClasses(folder, settings, data.labels, encoder=encoder, device=desk.device)
     member = Reader(name, part.weight, ask, encoder, alignment, (data.train, data.unlabelled))
-    said = _digest(folder_digest(folder, MODEL_FILES), settings.model_dump(mode="json", exclude={"model"}))
+    said = _digest(model_digest(folder), settings.model_dump(mode="json", exclude={"model"}))
     return _Opened(member, said, alignment=alignment)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from compressor.data.settings import Mix
-from compressor.distill.settings import Match
+from compressor.distill.settings import Terms
 from compressor.settings import ByteSize, KeptShare, Settings, parse_kept_share
 from compressor.train.settings import Train
 
@@ -80,7 +78,7 @@ class Recover(Settings):
 
     train: Train = Train()
     """Length and speed; the epochs are shared among the steps."""
-    match: Annotated[list[Match], Field(min_length=1)] | None = None
+    match: Terms | None = None
     """Terms; those of the distill stage upstream unless given."""
     mix: Mix | None = None
     """Batches; those of the distill stage upstream unless given."""

@@ -18,6 +18,7 @@ from compressor.device import torch_device
 from compressor.distill.settings import DEFAULT_MATCH
 from compressor.distill.teacher_cache import CACHE_FOLDER
 from compressor.errors import GateError, InputError
+from compressor.model.digest import model_digest
 from compressor.model.encoders import load_model, save_model
 from compressor.model.footprint import macs, parameters
 from compressor.model.importance import Scores
@@ -29,9 +30,8 @@ from compressor.prune.scoring import draw_sample, masked_loss, row_inputs, score
 from compressor.prune.settings import Kind, Recover, Remove, Until
 from compressor.prune.targets import share_of_train
 from compressor.settings import parse_kept_share
-from compressor.sources.digest import folder_digest
 from compressor.stage import Decision, Outcome, Progress
-from compressor.train.finetune import MODEL_FILES, digest_of
+from compressor.train.finetune import digest_of
 from compressor.train.fit import CHECKPOINT_FOLDER
 from compressor.train.steps import STEPS_FILE
 
@@ -68,7 +68,7 @@ class Plan:
         return digest_of(
             settings,
             [self.steps, self.seed, self.device, self.smoke],
-            [folder_digest(folder, MODEL_FILES) for folder in folders],
+            [model_digest(folder) for folder in folders],
             [rows.digest() for rows in (data.train, data.unlabelled, data.select)],
             [data.task.metric, *data.labels],
             [[part.rows, part.share] for part in data.pools],

@@ -10,8 +10,9 @@ from typing import Any
 
 from compressor.data.rows import DataSets
 from compressor.errors import InputError
+from compressor.model.digest import model_digest
 from compressor.recipe.recipe import Recipe
-from compressor.runner.directory import RunDirectory, model_digest
+from compressor.runner.directory import RunDirectory
 from compressor.runner.keys import digest, key_parts
 from compressor.sources.digest import file_digest
 from compressor.stage import Gate, ScoreLimit, Stage

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import InputError
-from compressor.model.manifest import MANIFEST_NAME, Manifest
-from compressor.sources.digest import folder_digest
+from compressor.model.digest import model_digest
 from compressor.stage import Decision, Stage
-
-MODEL_FILES = (
-    "*.safetensors",
-    "*.onnx",
-    "*.onnx.data",
-    "config.json",
-    "tokenizer.json",
-    "vocab.txt",
-    "sentencepiece.bpe.model",
-    "spm.model",
-    "1_Pooling/config.json",
-)
-"""What makes a model folder answer as it does, beside the manifest."""
 
 UNFINISHED = (
     "checkpoint",
@@ -44,19 +29,6 @@ UNFINISHED = (
     "controls/*-*",
 )
 """What a stage needs while it is made and not afterwards."""
-
-
-def model_digest(folder: Path, *, trust_cache: bool = False) -> str:
-    """SHA-256 over a model folder's weights, config, tokenizer and what its manifest says of the model.
-
-    The verdict that stands beside the manifest of `final/` is left out: it changes nothing that the model answers.
-    """
-    files = folder_digest(folder, MODEL_FILES, trust_cache=trust_cache)
-    manifest = read_json(folder / MANIFEST_NAME)
-    if not isinstance(manifest, dict):
-        return files
-    said = {field.name: manifest.get(field.name) for field in fields(Manifest)}
-    return hashlib.sha256(json.dumps([files, said], sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

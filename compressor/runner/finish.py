@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.device import machine_id
 from compressor.errors import GateError, UndecidedError
+from compressor.model.digest import model_digest
 from compressor.runner.chain import Chain, stages_of
-from compressor.runner.directory import RunDirectory, model_digest, read_json, read_lines, write_json
+from compressor.runner.directory import RunDirectory, read_json, read_lines, write_json
 from compressor.runner.keys import digest, library_versions
 from compressor.runner.prepare import Prepared, check_rows
 from compressor.runner.scoring import answers, onnx_folder

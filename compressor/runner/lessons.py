@@ -5,7 +5,7 @@ from __future__ import annotations
 from compressor.data.settings import Mix
 from compressor.distill.cache_plan import cache_plan
 from compressor.distill.layer_map import term_names
-from compressor.distill.settings import RelationsMatch, TeacherPart
+from compressor.distill.settings import CONTROL_RATES, RelationsMatch, TeacherPart
 from compressor.runner.prepare import Prepared
 from compressor.runner.shapes import Known, Lesson, Shape, heads_of, layers_of, lessons, pairing_of
 from compressor.settings import value_at
@@ -15,8 +15,6 @@ from compressor.train.settings import Train
 TOKENS_A_ROW = 32
 FLOPS_A_SECOND = 50e9
 """What two cores without bf16 do in training; the estimate is a rough one and says so."""
-CONTROL_TRAININGS = 3
-"""Learning rates tried by the student without a teacher."""
 
 
 def distill_details(stage: Distill, known: Known, prepared: Prepared, seed: int) -> tuple[str, ...]:
@@ -88,7 +86,7 @@ def _cache_line(
 def _control_line(stage: Distill, prepared: Prepared) -> str:
     mixed = any(mean_ratio(lesson.mix, prepared) > 0 for lesson in lessons(stage))
     also = ", and one without unlabelled rows" if mixed else ""
-    return f"control: {CONTROL_TRAININGS} more trainings without a teacher, one for each learning rate{also}"
+    return f"control: {len(CONTROL_RATES)} more trainings without a teacher, one for each learning rate{also}"
 
 
 def mean_ratio(mix: Mix, prepared: Prepared) -> float:

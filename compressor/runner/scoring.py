@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.data.rows import DataSets, Rows
+from compressor.model.digest import model_digest
 from compressor.model.manifest import read_manifest
-from compressor.runner.directory import model_digest
 from compressor.runner.keys import digest, library_versions
 from compressor.stage import Gate, Outcome, Progress
 

@@ -12,15 +12,16 @@ from pydantic import Field
 from compressor.data.settings import Mix
 from compressor.distill.settings import (
     DEFAULT_MATCH,
-    AnswersFile,
     Cache,
     CacheChoice,
     Combine,
-    LabelsMatch,
-    Match,
     Phase,
     TeacherChoice,
     TeacherPart,
+    Term,
+    Terms,
+    check_control,
+    check_teachers,
 )
 from compressor.model.settings import Student
 from compressor.settings import Flag
@@ -51,7 +52,7 @@ class Distill(Stage):
     """Who teaches: the id of a stage in one word, another text a source, or a list of teachers."""
     combine: Combine = "mean"
     """How several teachers make one answer: the weighted mean of their probabilities, or each row's surest teacher."""
-    match: Annotated[list[Match], Field(min_length=1)] = list(DEFAULT_MATCH)
+    match: Terms = list(DEFAULT_MATCH)
     """What the student copies, one term each."""
     mix: Mix = Mix()
     """What a batch is made of; half unlabelled rows unless told, where there are any."""
@@ -69,11 +70,11 @@ class Distill(Stage):
             raise ValueError("takes student or from, not both: from names a student that is there already")
         if self.phases and self.train != Train():
             raise ValueError("train is unused with phases, each of which has its own; move it there")
-        if self.control and all(isinstance(term, LabelsMatch) for term in self._terms()):
-            raise ValueError("control compares with labels alone, which is all that match holds; add {of: logits}")
-        _check_teachers(self.teachers, self.combine)
+        if self.control:
+            check_control(self._terms())
+        check_teachers(self.teachers, self.combine)
 
-    def _terms(self) -> list[object]:
+    def _terms(self) -> list[Term]:
         """Every term that some phase trains with."""
         lists = [phase.match or self.match for phase in self.phases] or [self.match]
         return [term for terms in lists for term in terms]
@@ -90,7 +91,7 @@ class Distill(Stage):
 
     def sources(self) -> Mapping[str, ModelSource | RowFile]:
         """The teachers that are no stages, and the checkpoint that the student starts from."""
-        found = {role: source for role, part in self.roles().items() if (source := _source_of(part)) is not None}
+        found = {role: source for role, part in self.roles().items() if (source := part.source) is not None}
         return found | ({"student": self.student.init.from_} if self.student.init.from_ else {})
 
     def promised(self) -> tuple[str, ...]:
@@ -154,32 +155,6 @@ def part_of(choice: str | TeacherPart) -> TeacherPart:
 
 def _listed(teacher: str | TeacherPart | Sequence[str | TeacherPart]) -> Sequence[str | TeacherPart]:
     return [teacher] if isinstance(teacher, str | TeacherPart) else teacher
-
-
-def _check_teachers(teachers: Sequence[TeacherPart], combine: Combine) -> None:
-    """ValueError for a teacher named twice, and for settings that would change nothing."""
-    weighted = any(part.weight != 1.0 for part in teachers)
-    if len(teachers) == 1 and combine != "mean":
-        raise ValueError(f"combine needs several teachers, and there is one (got {combine}); add one or leave it out")
-    if len(teachers) == 1 and weighted:
-        raise ValueError("teacher has a weight, which counts beside other teachers alone; leave it out")
-    if weighted and combine == "most_confident":
-        raise ValueError(
-            f"combine takes one teacher a row, so that a weight changes nothing (got {combine}); leave one of them out"
-        )
-    plain = [part.model_copy(update={"weight": 1.0}) for part in teachers]
-    twice = next((part for place, part in enumerate(plain) if part in plain[:place]), None)
-    if twice is not None:
-        source = _source_of(twice)
-        raise ValueError(f"teacher names {source.path if source else twice.stage} twice; give it once, with a weight")
-
-
-def _source_of(part: TeacherPart) -> ModelSource | RowFile | None:
-    """Where the model or the answers come from; None for a stage."""
-    answers: AnswersFile | None = part.probabilities or part.votes
-    if answers is not None:
-        return answers.path
-    return part.label_names.model if part.label_names is not None else part.model
 
 
 def _placed(part: TeacherPart, path: Path, role: str, job: Job) -> TeacherPart:

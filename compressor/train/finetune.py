@@ -19,11 +19,11 @@ from compressor.data.rows import DataSets, Rows, open_data
 from compressor.data.settings import Data, Mix
 from compressor.device import seed_all
 from compressor.errors import InputError
+from compressor.model.digest import model_digest
 from compressor.model.encoders import has_head, load_model, save_model
 from compressor.model.manifest import Manifest, config_labels, read_config
 from compressor.model.parts import shapes
 from compressor.model.states import forward
-from compressor.sources.digest import folder_digest
 from compressor.sources.models import resolve_model
 from compressor.sources.settings import ModelSource
 from compressor.stage import Progress, settings_of, silent
@@ -35,15 +35,6 @@ from compressor.train.steps import STEPS_FILE
 
 SMOKE_STEPS = 2
 """Optimizer steps of a smoke run."""
-MODEL_FILES = (
-    "*.safetensors",
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-)
-"""What of a model's folder decides its answers."""
 PROBE_ROWS = 8
 """Real rows on which a saved model is compared with what its folder gives back."""
 
@@ -125,7 +116,7 @@ class Finetuner:
             score=select_scorer(data, select, self.score) if train.early_stop else None,
             max_steps=SMOKE_STEPS if self.smoke else None,
             key=digest_of(
-                folder_digest(source, MODEL_FILES),
+                model_digest(source),
                 data.train.digest(),
                 data.select.digest(),
                 data.labels,

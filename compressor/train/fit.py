@@ -161,14 +161,18 @@ def fit(
         finally:
             log.flush(check=False)
     model.eval()
-    passed = standing.position / max(1, len(source.plan(standing.epoch)))
+    return _ended(standing, batches=len(source.plan(standing.epoch)), total=total)
+
+
+def _ended(standing: Standing, *, batches: int, total: int) -> Fitted:
+    """How a training ended that stands there, in an epoch of so many batches, of so many planned steps."""
     return Fitted(
         steps=standing.step,
-        epochs=standing.epoch + passed,
+        epochs=standing.epoch + standing.position / max(1, batches),
         seconds=standing.seconds,
         best_score=standing.best_score,
         stopped_early=standing.stopped and standing.step < total,
-        attempts=attempt,
+        attempts=standing.attempt,
     )
 
 

@@ -501,7 +501,13 @@ def test_controls_take_as_many_steps_as_a_student_that_stopped_early(teacher: Pa
 def test_settings_that_would_change_nothing_are_refused(teacher: Path) -> None:
     with pytest.raises(InputError, match="tokenizer= is for a student given as a model"):
         distiller(teacher, tokenizer=teacher)
-    with pytest.raises(InputError, match="combine and weight are for several teachers"):
+    with pytest.raises(InputError, match="combine needs several teachers, and there is one"):
         distiller(teacher, combine="most_confident")
+    with pytest.raises(InputError, match="match: has one term, whose weight auto"):
+        distiller(teacher, match=[match.logits(weight="auto")])
+    with pytest.raises(InputError, match="no term of a weight above 0"):
+        distiller(teacher, match=[match.logits(weight=0.0)])
+    with pytest.raises(InputError, match="a term of logits twice"):
+        distiller(teacher, match=[match.logits(), match.logits()])
     with pytest.raises(InputError, match="control compares with labels alone"):
         distiller(teacher, match=[match.labels()], control=True)

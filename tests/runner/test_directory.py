@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from compressor.runner.directory import RunDirectory, model_digest, read_json, read_lines, write_json
+from compressor.model.digest import model_digest
+from compressor.runner.directory import RunDirectory, read_json, read_lines, write_json
 from compressor.runner.keys import difference, key_parts
 from compressor.stages.export import Export
 from compressor.stages.prune import Prune
