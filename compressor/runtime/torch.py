@@ -28,7 +28,7 @@ class TorchEngine:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.model = load_model(folder).eval()
+        self.model = load_model(folder, attention="sdpa").eval()
 
     def feed(self, inputs: Inputs) -> dict[str, Tensor]:
         """`inputs` as tensors."""

@@ -274,7 +274,7 @@ def test_every_family_opens_with_its_own_answers_in_the_asked_order(tmp_path: Pa
     model = make(family)
     folder = save_plain(model, tmp_path)
     again = load_model(folder)
-    assert again.config._attn_implementation == ("eager" if family == "mpnet" else "sdpa")
+    assert again.config._attn_implementation == ("eager" if family == "mpnet" else "short_products")
     assert torch.allclose(model_logits(again, PROBE), model_logits(model, PROBE), atol=1e-6)
     turned = load_model(folder, labels=["good", "bad"], make_head=False)
     assert torch.allclose(model_logits(turned, PROBE), model_logits(model, PROBE)[:, [1, 0]], atol=1e-6)
