@@ -44,14 +44,28 @@ class Versus(Part):
     """Why a figure is null."""
     flips: dict[str, int] | None = None
     """Rows right for both, for the teacher alone (lost), for the subject alone (won), for neither."""
+    mcnemar_p: float | None = None
+    """Chance of flips this uneven where both are equally often right: exact McNemar, two-sided."""
+    kl: float | None = None
+    """Mean KL divergence of the subject's probabilities from the teacher's, in nats a row."""
+    speed_verdict: Literal["faster", "slower", "same", "undecided"] | None = None
+    """What latency_ratio says beside the noise floor; None where not timed."""
+
+
+Scenario = Literal["single stream", "one core", "offline", "arrivals"]
 
 
 class LatencyRow(Part):
-    """Time of one row at one target."""
+    """Time of one batch at one target, or what a scenario gave."""
 
     target: str
+    scenario: Scenario = "single stream"
+    """Calls one after the other; the same on one processor; all rows at once in several processes; Poisson arrivals."""
     batch: int = 1
     length: str | int = "data"
+    """`data`: own lengths, padded to the batch's longest; `padded`: to the longest row of the data; or a number."""
+    end_to_end: bool = False
+    """Whether tokenizing counts."""
     threads: int
     status: Literal["measured", "not measured"]
     reason: str | None = None
@@ -60,7 +74,77 @@ class LatencyRow(Part):
     samples: int = 0
     p50_low_ms: float | None = None
     p50_high_ms: float | None = None
+    p99_ms: float | None = None
+    """Shown from 1,000 samples on."""
     start_seconds: float | None = None
+    rows_per_second: float | None = None
+    """Of scenario offline; the highest rate of arrivals whose p99 kept the limit; else None."""
+    processes: int = 1
+    limit_ms: float | None = None
+    """The p99 that arrivals had to keep."""
+
+
+class ClassRow(Part):
+    """How well one class is found."""
+
+    label: str
+    rows: int
+    """Rows of that class."""
+    precision: Figure | None
+    recall: Figure | None
+    """None where no row is of the class, or for precision where none was called it."""
+    recall_drop: Figure | None = None
+    """The teacher's recall minus the subject's, on the same rows."""
+
+
+class LengthRow(Part):
+    """The score of rows of some lengths, in tokens as the model reads them."""
+
+    low: int
+    high: int
+    """Both ends belong to it."""
+    rows: int
+    score: Figure
+    drop: Figure | None = None
+
+
+class Calibration(Part):
+    """How far confidence is from accuracy (expected calibration error, 15 bins of equal width), in fractions."""
+
+    error: float
+    temperature: float
+    """What divides the logits, fitted on `select`."""
+    error_after: float
+    rows: int
+
+
+class Perturbed(Part):
+    """What a small change of every text does."""
+
+    what: str
+    score: Figure
+    drop: Figure
+    """The subject's score on the texts as they are minus that on the changed ones."""
+    agreement: float
+    """Share of rows with the same answer before and after."""
+    rows: int
+
+
+class Resources(Part):
+    """What a model takes; None where it is not known here, `reasons` says why by name."""
+
+    macs: int | None = None
+    """Multiply-adds of the encoder for one row of mean length."""
+    parameters_without_embeddings: int | None = None
+    peak_memory_bytes: int | None = None
+    """Highest resident memory of a process that loads the model and answers, less that of one that loads nothing."""
+    cold_start_seconds: float | None = None
+    """From starting a process to the first answer."""
+    energy_joules: float | None = None
+    """A row, from the processor's own counters less idle."""
+    cost_per_million: float | None = None
+    """Of a million rows, in the currency of benchmark.price."""
+    reasons: dict[str, str] = {}
 
 
 class SubjectRow(Part):
@@ -78,6 +162,11 @@ class SubjectRow(Part):
     latency: tuple[LatencyRow, ...]
     same_as: str | None = None
     """Name of an earlier subject with the very same model file, whose figures these are."""
+    classes: tuple[ClassRow, ...] = ()
+    lengths: tuple[LengthRow, ...] = ()
+    calibration: Calibration | None = None
+    perturbed: tuple[Perturbed, ...] = ()
+    resources: Resources | None = None
 
 
 class BudgetLine(Part):
@@ -112,6 +201,37 @@ class Attribution(Figure):
     sentence: str
 
 
+class Optimism(Part):
+    """What deciding on `select` flattered: drops in fractions, and the test's minus select's."""
+
+    stage: str
+    select: Figure
+    test: Figure
+    optimism: float
+
+
+class Baseline(Part):
+    """What something simple reaches on the same rows."""
+
+    name: str
+    """A subject is called baseline/NAME where it is a model; tfidf and static are none."""
+    what: str
+    """In words."""
+    metric: MetricFigure
+    drop: Figure
+    """The teacher's score minus its own."""
+    behind_best: Figure
+    """The deployed model's score minus its own: above 0 the deployed model is better."""
+    bytes: int | None = None
+    milliseconds: float | None = None
+    """A row with its tokenizing, in one process, not paired with the others; None where not timed."""
+    seconds: float | None = None
+    """To make it."""
+    suffices: bool = False
+    """Whether it is not shown to be worse than the deployed model and keeps the budget's score limits."""
+    sentence: str = ""
+
+
 class Report(Part):
     """What a run proves, with its doubts beside it."""
 
@@ -133,6 +253,16 @@ class Report(Part):
     """Whether distillation and unlabelled rows helped, for each stage that trained controls."""
     decisions: tuple[dict[str, Any], ...] = ()
     """What was found and chosen while distilling, the score before training too: `{stage, kind, chosen, because}`."""
+    optimism: tuple[Optimism, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
+    histogram: dict[str, Any] = {}
+    """Tokens a row: `{edges: [..], counts: {train: [..], select: [..], ...}}`, len(edges) == len(counts) + 1."""
+    label_counts: dict[str, dict[str, int]] = {}
+    """Split to label to rows."""
+    quality: dict[str, Any] = {}
+    """How far the machine is to be trusted: `{grade: good|fair|poor, because: [..]}`."""
+    reproduce: dict[str, Any] = {}
+    """`{command, recipe, versions}`: how to make it again."""
 
     @classmethod
     def read(cls, path: str | Path) -> Report:
