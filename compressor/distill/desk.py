@@ -197,11 +197,16 @@ def _check_given(student: PreTrainedModel, desk: Desk) -> None:
 
 
 def check_score(desk: Desk, *, progress: Progress) -> Decision:
-    """The teachers' score on `select`; InputError where it is chance."""
-    logits = desk.teachers.answered(desk.data.select, desk.select, progress=progress)
-    problem = near_chance(logits, desk.select.targets)
-    if problem is not None:
-        raise InputError(f"{problem}; nothing can be learned from it: fine-tune the teacher, or look at data.labels")
+    """The teachers' score on `select`; InputError where that of one of them, or of all together, is chance."""
+    each = desk.teachers.answered_each(desk.data.select, desk.select, progress=progress)
+    logits = desk.teachers.together(each)
+    members = desk.teachers.members
+    named = [(f"{member.name}: ", said) for member, said in zip(members, each, strict=True)] if len(members) > 1 else []
+    for name, said in [*named, ("", logits)]:
+        problem = near_chance(said, desk.select.targets)
+        if problem is not None:
+            advice = "nothing can be learned from it: fine-tune the teacher, or look at data.labels"
+            raise InputError(f"{name}{problem}; {advice}")
     answered = (desk.select.targets >= 0) & (logits == logits).all(1)
     rows = int(answered.sum())
     right = float((logits[answered].argmax(1) == desk.select.targets[answered]).mean()) if rows else "unknown"

@@ -60,7 +60,19 @@ class Teachers:
     def answered(
         self, rows: Rows, pool: Pool, *, name: str = "data.select", progress: Progress = silent
     ) -> NDArray[np.float32]:
-        """Logits of rows of their own, such as those of `select`, shape (N, C), NaN where nobody answered.
+        """Logits of rows of their own, such as those of `select`, shape (N, C), NaN where nobody answered; as below."""
+        return self.together(self.answered_each(rows, pool, name=name, progress=progress))
+
+    def together(self, each_TNC: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The answers of all members as one, shape (N, C)."""
+        weights = [member.weight for member in self.members]
+        combined: NDArray[np.float32] = COMBINATIONS[self.combine](list(torch.from_numpy(each_TNC)), weights).numpy()
+        return combined
+
+    def answered_each(
+        self, rows: Rows, pool: Pool, *, name: str = "data.select", progress: Progress = silent
+    ) -> NDArray[np.float32]:
+        """Logits of each member, shape (T, N, C), NaN where it said nothing.
 
         Args:
             rows: the texts.
@@ -70,11 +82,12 @@ class Teachers:
         bound = replace(
             self, members=tuple(member.bound((rows,)) for member in self.members), pools=(rows,), names=(name,)
         )
-        live, device = bound.live(()), self.device
-        logits = np.empty((len(pool), self.classes), dtype=np.float32)
+        live = Together(bound, ())
+        logits = np.empty((len(self.members), len(pool), self.classes), dtype=np.float32)
         done = 0
         for batch in pool.in_order(batch_tokens=PASS_TOKENS):
-            logits[batch.rows.numpy()] = live.answers(batch.to(device), hidden=False).logits.cpu().numpy()
+            for number, said in enumerate(live.each(batch.to(self.device), ())[0]):
+                logits[number, batch.rows.numpy()] = said.cpu().numpy()
             done += len(batch)
             progress("teacher's score", done, len(pool))
         return logits
@@ -90,7 +103,12 @@ class Together:
 
     def answers(self, batch: Batch, *, hidden: bool | Collection[int]) -> Answers:
         """Computed now; StageError naming the row where a model's logits are not finite."""
-        layers = wanted_layers(self.layers, hidden)
+        logits, states = self.each(batch, wanted_layers(self.layers, hidden))
+        weights = [member.weight for member in self.teachers.members]
+        return Answers(COMBINATIONS[self.teachers.combine](logits, weights), states)
+
+    def each(self, batch: Batch, layers: Sequence[int]) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Logits of each member, (B, C), and the hidden states of these layers."""
         states: dict[int, Tensor] = {}
         logits: list[Tensor] = []
         for member in self.teachers.members:
@@ -98,8 +116,7 @@ class Together:
             said = member.answers(batch, layers=wanted, precision=self.precision)
             states |= said.hidden
             logits.append(_finite(said.logits, member, batch, self.teachers) if member.computes else said.logits)
-        weights = [member.weight for member in self.teachers.members]
-        return Answers(COMBINATIONS[self.teachers.combine](logits, weights), states)
+        return logits, states
 
 
 def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compressor.data.rows import DataSets
 from compressor.data.settings import Mix
 from compressor.distill.cache_plan import cache_plan
 from compressor.distill.layer_map import term_names
@@ -12,7 +13,9 @@ from compressor.settings import value_at
 from compressor.stages.distill import Distill
 from compressor.train.settings import Train
 
-TOKENS_A_ROW = 32
+ROWS_LOOKED_AT = 500
+TOKENS_A_WORD = 1.35
+"""About what a word piece vocabulary makes of a word of running text; a Chinese sign is a token."""
 FLOPS_A_SECOND = 50e9
 """What two cores without bf16 do in training; the estimate is a rough one and says so."""
 
@@ -28,8 +31,26 @@ def distill_details(stage: Distill, known: Known, prepared: Prepared, seed: int)
         found = _lesson_lines(stage, lesson, teacher, student, prepared, seed)
         lines += [f"phase {place}: {line}" for line in found] if len(every) > 1 else found
     if stage.control:
-        lines.append(_control_line(stage, prepared))
+        lines.append(_control_line(stage, student, prepared))
     return tuple(lines)
+
+
+def tokens_a_row(data: DataSets) -> float:
+    """About how many tokens a row of train and pool has, from the words and Chinese signs of some; two are special.
+
+    The plan loads no tokenizer.
+    """
+    texts = [*data.train.texts, *data.unlabelled.texts]
+    chosen = texts[:: max(1, len(texts) // ROWS_LOOKED_AT)]
+    counts = [min(float(data.max_tokens), 2 + _tokens(text)) for text in chosen]
+    return sum(counts) / len(counts) if counts else 32.0
+
+
+def _tokens(text: str | tuple[str, str]) -> float:
+    whole = text if isinstance(text, str) else " ".join(text)
+    signs = sum("\u3400" <= sign <= "\u9fff" for sign in whole)
+    spaced = "".join(" " if "\u3400" <= sign <= "\u9fff" else sign for sign in whole) if signs else whole
+    return signs + TOKENS_A_WORD * len(spaced.split())
 
 
 def _lesson_lines(
@@ -46,7 +67,7 @@ def _lesson_lines(
     used = rows_drawn(lesson, prepared)
     lines.append(_cache_line(stage, lesson, used, layers, teacher, prepared))
     ratio = mean_ratio(lesson.mix, prepared)
-    time = training_time(lesson.train, student, len(prepared.data.train), ratio, teacher=teacher, teacher_rows=used)
+    time = training_time(lesson.train, student, prepared.data, ratio, teacher=teacher, teacher_rows=used)
     return [*lines, time]
 
 
@@ -72,7 +93,7 @@ def _cache_line(
     data = prepared.data
     kept = cache_plan(
         rows=len(data.train) + len(data.unlabelled),
-        tokens=used * TOKENS_A_ROW,
+        tokens=round(used * tokens_a_row(data)),
         classes=len(data.labels),
         layers=layers,
         hidden=teacher.hidden if teacher else 0,
@@ -83,10 +104,18 @@ def _cache_line(
     return f"teacher cache for {used} rows{seen}, about: {kept.sentence()}"
 
 
-def _control_line(stage: Distill, prepared: Prepared) -> str:
-    mixed = any(mean_ratio(lesson.mix, prepared) > 0 for lesson in lessons(stage))
-    also = ", and one without unlabelled rows" if mixed else ""
-    return f"control: {len(CONTROL_RATES)} more trainings without a teacher, one for each learning rate{also}"
+def _control_line(stage: Distill, student: Shape | None, prepared: Prepared) -> str:
+    ratios = [mean_ratio(lesson.mix, prepared) for lesson in lessons(stage)]
+    also = ", and one without unlabelled rows" if any(ratios) else ""
+    said = f"control: {len(CONTROL_RATES)} more trainings without a teacher, one for each learning rate{also}"
+    if student is None:
+        return said
+    # controls take as many steps as the student
+    minutes = sum(
+        training_minutes(lesson.train, student, prepared.data, ratio)
+        for lesson, ratio in zip(lessons(stage), ratios, strict=True)
+    )
+    return f"{said}; about {_whole(minutes * (len(CONTROL_RATES) + any(ratios)))} min more"
 
 
 def mean_ratio(mix: Mix, prepared: Prepared) -> float:
@@ -107,7 +136,7 @@ def rows_drawn(lesson: Lesson, prepared: Prepared) -> int:
 def training_time(
     train: Train,
     shape: Shape | None,
-    rows: int,
+    data: DataSets,
     ratio: float = 0.0,
     *,
     teacher: Shape | None = None,
@@ -116,13 +145,32 @@ def training_time(
     """A rough estimate in words, from the matrix products alone."""
     if shape is None:
         return "time known after the stage before"
+    minutes = training_minutes(train, shape, data, ratio, teacher=teacher, teacher_rows=teacher_rows)
+    return f"about {_whole(minutes)} min of training on two cores (rough)"
+
+
+def training_minutes(
+    train: Train,
+    shape: Shape,
+    data: DataSets,
+    ratio: float = 0.0,
+    *,
+    teacher: Shape | None = None,
+    teacher_rows: int = 0,
+) -> float:
+    """Minutes by the matrix products of the steps, and of one pass of the teacher over so many rows."""
+    each = tokens_a_row(data)
     if train.steps is not None:
-        tokens = train.steps * float(train.batch_tokens or (train.batch_rows or 32) * TOKENS_A_ROW)
+        tokens = train.steps * float(train.batch_tokens or (train.batch_rows or 32) * each)
     else:
-        tokens = (train.epochs or 3.0) * rows / (1 - ratio) * TOKENS_A_ROW
+        tokens = (train.epochs or 3.0) * len(data.train) / (1 - ratio) * each
     flops = 6.0 * shape.parameters * tokens
-    flops += 2.0 * teacher.parameters * teacher_rows * TOKENS_A_ROW if teacher else 0.0
-    return f"about {max(1, round(flops / FLOPS_A_SECOND / 60))} min of training on two cores (rough)"
+    flops += 2.0 * teacher.parameters * teacher_rows * each if teacher else 0.0
+    return flops / FLOPS_A_SECOND / 60
+
+
+def _whole(minutes: float) -> int:
+    return max(1, round(minutes))
 
 
 def _named(part: TeacherPart) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from compressor.data.rows import DataSets
 from compressor.device import training_device, usable_threads
 from compressor.prune.settings import Until
 from compressor.recipe.recipe import Recipe
@@ -91,23 +92,23 @@ def _status(chain: Chain, stage: Stage, before: str | None, redo: Sequence[str])
 
 def _details(stage: Stage, before: str | None, known: Known, prepared: Prepared, seed: int) -> tuple[str, ...]:
     """Lines on what a stage will be."""
-    rows = len(prepared.data.train)
+    data = prepared.data
     shape = known.output.get(stage.id)
     if isinstance(stage, Teacher):
         trained = stage.finetune.train if stage.finetune else None
-        return (f"shape {shape}", *([training_time(trained, shape, rows)] if trained else []))
+        return (f"shape {shape}", *([training_time(trained, shape, data)] if trained else []))
     if isinstance(stage, Distill):
         return distill_details(stage, known, prepared, seed)
     if isinstance(stage, Prune):
-        return _prune_details(stage, before, known, rows)
+        return _prune_details(stage, before, known, data)
     if isinstance(stage, FinetuneStage):
-        return (training_time(stage.train, shape, rows),)
+        return (training_time(stage.train, shape, data),)
     return ()
 
 
-def _prune_details(stage: Prune, before: str | None, known: Known, rows: int) -> tuple[str, ...]:
+def _prune_details(stage: Prune, before: str | None, known: Known, data: DataSets) -> tuple[str, ...]:
     name, kept = stage.until.target if isinstance(stage.until, Until) else ("", "")
     source = stage.from_ or before
     line = f"{kept} of the {name} of {source}; layers' shapes known after {stage.id}"
     recover = stage.recover.train if stage.recover else None
-    return (line, *([training_time(recover, known.output.get(source or ""), rows)] if recover else []))
+    return (line, *([training_time(recover, known.output.get(source or ""), data)] if recover else []))

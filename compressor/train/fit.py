@@ -153,7 +153,7 @@ def fit(
         if found is None:
             seed_all(seed)
         else:
-            loop.restore(found[1])
+            loop.restore(found[1], over=before.stopped or before.step == total)
         log = StepLog(log_path, attempt=attempt, what=what)
         try:
             with loop.tables.attached():
@@ -206,11 +206,12 @@ class _Loop:
         self.average: Weights | None = weights_of(self.model) if train.average is not None else None
         self.best: Weights | None = None
 
-    def restore(self, groups: dict[str, dict[str, Tensor]]) -> None:
-        """Take up what a checkpoint holds."""
+    def restore(self, groups: dict[str, dict[str, Tensor]], *, over: bool) -> None:
+        """Take up what a checkpoint holds; that of a training that is over has no moments."""
         copy_into(module_tensors(self.everything), groups["weights"], what="checkpoint")
-        restore_optimizer(self.raw_optimizer, self.names, groups.get("optimizer", {}))
-        self.tables.restore(groups.get("rows", {}))
+        if not over:
+            restore_optimizer(self.raw_optimizer, self.names, groups.get("optimizer", {}))
+            self.tables.restore(groups.get("rows", {}))
         if self.average is not None:
             copy_into(self.average, groups["average"], what="checkpoint's average")
         if "best" in groups:
@@ -218,15 +219,17 @@ class _Loop:
             copy_into(self.best, groups["best"], what="checkpoint's best weights")
         set_random_state(groups["random"])
 
-    def save(self, folder: Path, standing: Standing) -> None:
-        """Write all of it."""
+    def save(self, folder: Path, standing: Standing, *, over: bool) -> None:
+        """Write all that the next steps need, and after the last one the weights alone."""
+        if over:
+            self.tables.settle()
         write_checkpoint(
             folder,
             standing,
             {
                 "weights": module_tensors(self.everything),
-                "optimizer": optimizer_tensors(self.raw_optimizer, self.names),
-                "rows": self.tables.tensors(),
+                "optimizer": {} if over else optimizer_tensors(self.raw_optimizer, self.names),
+                "rows": {} if over else self.tables.tensors(),
                 "average": self.average or {},
                 "best": self.best or {},
                 "random": random_state(),
@@ -264,7 +267,7 @@ class _Loop:
                 over = standing.stopped or standing.step == self.total
                 if over or standing.step % self.train.checkpoint == 0:
                     log.flush()
-                    self.save(work / CHECKPOINT_FOLDER, standing)
+                    self.save(work / CHECKPOINT_FOLDER, standing, over=over)
                 progress(what, standing.step, self.total)
                 if over:
                     break

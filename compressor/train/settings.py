@@ -45,7 +45,7 @@ class Train(Settings):
     """Arithmetic of the matrix products; auto takes bf16 where the device computes it natively, else fp32."""
     early_stop: EarlyStop | None = None
     """Score on `select` after each epoch and stop when it no longer rises; null trains to the end."""
-    checkpoint: Annotated[Integer, Field(ge=1)] = 100
+    checkpoint: Annotated[Integer, Field(ge=1)] = 200
     """Steps between checkpoints; an interrupted run repeats at most so many."""
 
     def model_post_init(self, _context: object) -> None:

@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from compressor.data.batches import Batch, Pool
 from compressor.data.encode import open_encoder
 from compressor.data.rows import DataSets, Rows
 from compressor.data.settings import Augment, Task
+from compressor.distill.desk import check_score
 from compressor.distill.members import ask_onnx
 from compressor.distill.settings import TeacherPart
 from compressor.distill.teachers import class_columns, classifier_folder, near_chance, open_teachers
@@ -21,7 +23,7 @@ from compressor.distill.together import Teachers, device_of, mean_logits, most_c
 from compressor.errors import InputError, StageError
 from compressor.export.exporter import export_onnx
 from compressor.model.encoders import load_model
-from compressor.stage import Decision
+from compressor.stage import Decision, silent
 
 REVIEWS = make_reviews(70, seed=2)
 LABELS = ("bad", "good")
@@ -473,3 +475,29 @@ def test_too_few_rows_tell_nothing_and_gaps_do_not_count() -> None:
     logits, targets = chance(240, 0.5)
     targets[:50] = -100
     assert near_chance(logits, targets) is None
+
+
+def test_one_teacher_at_chance_among_good_ones_is_named() -> None:
+    good, targets = chance(400, 0.9)
+    bad, _ = chance(400, 0.5, seed=1)
+    teachers = SimpleNamespace(
+        members=[SimpleNamespace(name="first"), SimpleNamespace(name="second")],
+        answered_each=lambda *_given, **_named: np.stack([4 * good, bad]),
+        together=lambda each: each.mean(0),
+    )
+    desk: Any = SimpleNamespace(
+        teachers=teachers, data=SimpleNamespace(select=None), select=SimpleNamespace(targets=targets)
+    )
+    assert near_chance(teachers.together(teachers.answered_each()), targets) is None
+    with pytest.raises(InputError, match=r"^second: the teacher is right in .* do not depend on the labels"):
+        check_score(desk, progress=silent)
+
+
+def test_members_answers_are_what_they_say_alone_and_together_what_they_say_as_one(folder: Path, other: Path) -> None:
+    rows = DATA.select
+    both, alone = opened(folder, folder, other), opened(folder, other)
+    pool = Pool.of(rows, open_encoder(folder, 32))
+    each = both.answered_each(rows, pool)
+    assert each.shape == (2, len(rows), 2)
+    np.testing.assert_allclose(each[1], alone.answered(rows, pool), atol=1e-6)
+    np.testing.assert_allclose(both.together(each), both.answered(rows, pool), atol=1e-6)

@@ -7,8 +7,11 @@ import pytest
 import yaml
 from tiny import write_reviews
 
+from compressor.data.rows import DataSets, Rows
+from compressor.data.settings import Task
 from compressor.errors import InputError
 from compressor.recipe.recipe import Recipe
+from compressor.runner.lessons import tokens_a_row
 from compressor.runner.plan import plan
 from compressor.runner.run import run
 from compressor.stages.distill import Distill
@@ -61,7 +64,7 @@ def test_a_plan_shows_the_pairs_of_every_term_and_what_only_training_tells(home)
 
 def test_a_plan_names_the_teachers_and_says_which_layers_stay_live(home):
     teacher = ["teacher", {"model": "./second", "weight": 2.0}, {"votes": {"path": "answers.jsonl", "column": "p"}}]
-    details = planned(home, teacher=teacher, match=[{"of": "hidden", "map": "1:1 2:1"}], cache="500kB")["s"]
+    details = planned(home, teacher=teacher, match=[{"of": "hidden", "map": "1:1 2:1"}], cache="200kB")["s"]
     assert "taught by teacher, ./second (weight 2), votes in answers.jsonl; answers by mean" in details
     (cache,) = [line for line in details if line.startswith("teacher cache")]
     assert "layer 1 in int8" in cache
@@ -78,7 +81,8 @@ def test_a_plan_says_when_augmentation_keeps_the_teacher_at_work(home):
 def test_a_plan_counts_the_trainings_of_controls_and_phases(home):
     found = planned(home, control=True, phases=[{"train": {"epochs": 1.0}}, {"train": {"epochs": 2.0}}])["s"]
     assert found[-1] == (
-        "control: 3 more trainings without a teacher, one for each learning rate, and one without unlabelled rows"
+        "control: 3 more trainings without a teacher, one for each learning rate, and one without unlabelled rows; "
+        "about 1 min more"
     )
     assert {line.split(":")[0] for line in found} >= {"phase 1", "phase 2"}
 
@@ -158,3 +162,21 @@ def test_a_changed_answers_file_and_a_changed_share_of_a_pool_are_in_the_key(hom
     )
     assert key(plain)["rows"]["unlabelled"] != key(shared)["rows"]["unlabelled"]
     assert key(plain)["rows"]["train"] == key(shared)["rows"]["train"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "wanted"),
+    [
+        (("one two three four",), 2 + 4 * 1.35),
+        (("好电影",), 2 + 3),
+        (("看 BERT 好",), 2 + 2 + 1.35),
+        ((("a b", "c"),), 2 + 3 * 1.35),
+        (("word " * 1000,), 16),
+        ((), 32),
+    ],
+)
+def test_tokens_of_a_row_are_guessed_from_words_and_signs(texts, wanted):
+    none = Rows((), ())
+    train = Rows(tuple(texts), (0,) * len(texts))
+    data = DataSets(Task(), ("a", "b"), ("text",), 16, train=train, select=none, test=None, unlabelled=none)
+    assert tokens_a_row(data) == pytest.approx(wanted)
