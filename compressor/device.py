@@ -125,25 +125,44 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Processors that the container may use, infinite without a quota."""
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Processors' worth of time that control groups (v1 or v2) leave this process; None where there is no quota.
+
+    The least of its own group and all groups above it, as a quota holds for everything below.
+    """
+    folders = [root, root / "cpu"]
     try:
-        quota, period = (root / "cpu.max").read_text().split()[:2]
-        return math.inf if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for base in (root / "cpu", root / controllers) if controllers else (root,):
+            names = [name for name in path.split("/") if name and name != ".."]
+            folders += [base.joinpath(*names[:depth]) for depth in range(1, len(names) + 1)]
+    found = [quota for folder in dict.fromkeys(folders) if (quota := _quota_of(folder)) is not None]
+    return min(found, default=None)
+
+
+def _quota_of(folder: Path) -> float | None:
+    """Quota of one control group over its period; None where it has none or the folder is no group."""
     try:
-        quota_us = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
-        period_us = int((root / "cpu" / "cpu.cfs_period_us").read_text())
-        return quota_us / period_us if quota_us > 0 else math.inf
-    except (OSError, ValueError):
-        return math.inf
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()[:2]
+        else:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError):  # cpu.max says "max" where there is no quota
+        return None
 
 
 def usable_threads() -> int:
     """Processors this process may use: the smaller of its affinity and the container's quota, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min(float(cores), _cgroup_quota())))
+    return max(1, int(min(float(cores), cpu_quota() or math.inf)))
 
 
 @cache

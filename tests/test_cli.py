@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from compressor import cli
+from compressor.cli import display
+from compressor.cli.app import verbs
 from compressor.errors import GateError, InputError, StageError, UndecidedError
 from compressor.runner import doctor
 from compressor.runner import run as runner_run
@@ -49,7 +51,7 @@ def compress(*words: str):
 
 
 def in_fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    root = str(Path(cli.__file__).parents[1])
+    root = str(Path(cli.__file__).parents[2])
     env = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", **environment}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=120)
@@ -77,16 +79,20 @@ DONE = RunResult({"schema": 1, "verdict": "pass"}, Path("runs/small/final"), "TH
 def test_help_shows_the_recipes_options_and_the_verbs():
     result = compress("--help")
     assert result.exit_code == 0
-    for word in ("RECIPE", "--out", "--set", "--plan", "--smoke", "--redo", "--quiet", "--json", *cli.VERBS):
+    for word in ("RECIPE", "--out", "--set", "--plan", "--smoke", "--redo", "--quiet", "--json", *verbs()):
         assert word in result.output
     assert compress().output == result.output
 
 
 def test_there_are_no_stubs_among_the_verbs():
-    assert cli.VERBS == ("report", "why", "schema", "init", "doctor")
+    wanted = {"report", "why", "schema", "init", "doctor", "bench", "inspect", "diff", "verify", "score"}
+    assert set(verbs()) == wanted
 
 
-@pytest.mark.parametrize("words", [["--help"], ["small.yaml", "--plan"], ["broken.yaml"], ["schema"], ["nothing"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["bench", "--help"], ["small.yaml", "--plan"], ["broken.yaml"], ["schema"], ["nothing"]],
+)
 def test_help_plan_and_recipe_errors_load_nothing_heavy(project, words):
     (project / "broken.yaml").write_text(RECIPE + "sed: 3\n")
     code = (
@@ -180,8 +186,8 @@ def test_quiet_shows_the_result_alone(project, monkeypatch):
 
 def test_a_phase_is_told_at_its_start_its_end_and_every_ten_seconds(capsys, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(cli.time, "monotonic", lambda: clock[0])
-    lines = cli.Lines()
+    monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
+    lines = display.Lines()
     for step in range(25):
         clock[0] = float(step)
         lines("train", step, 25)
@@ -189,8 +195,8 @@ def test_a_phase_is_told_at_its_start_its_end_and_every_ten_seconds(capsys, monk
     lines.close()
     assert capsys.readouterr().err.splitlines() == [
         "train",
-        "train: 10 of 25 after 10 s",
-        "train: 20 of 25 after 20 s",
+        "train: 10 of 25 after 10 s, 15 s left",
+        "train: 20 of 25 after 20 s, 5 s left",
         "train: done in 24 s",
         "save",
     ]
@@ -243,7 +249,7 @@ def test_a_signal_ends_with_130(project, number):
         "sys.argv = ['compress', 'small.yaml']\n"
         "from compressor.cli import main\nmain()\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=env) as process:
         assert process.stdout is not None
@@ -316,3 +322,73 @@ def test_doctor_names_a_missing_and_an_old_library(monkeypatch):
     states = [(finding.state, finding.subject) for finding in found]
     assert states == [("ok", "here"), ("fail", "old"), ("fail", "gone")]
     assert "pip install 'old>=1.10'" in found[1].words
+
+
+def test_why_doctor_and_report_write_json_alone(project):
+    folder = project / "runs" / "small" / "stages" / "slim"
+    folder.mkdir(parents=True)
+    (folder / "decisions.jsonl").write_text('{"kind": "layer", "chosen": 2, "because": "so"}\n')
+    assert json.loads(compress("why", "runs/small", "slim", "--json").stdout)[0]["chosen"] == 2
+    assert {"state", "subject", "words"} == set(json.loads(compress("doctor", "--json").stdout)[0])
+
+
+def test_bench_gives_its_options_to_the_room_and_shows_the_table(project, monkeypatch):
+    from compressor.report import bench as room
+    from compressor.report.model import Report
+
+    report = Report(
+        verdict="none", task={"metric": "accuracy"}, machine={}, data={}, budgets=(), subjects=(), ladder=()
+    )
+    asked = {}
+    monkeypatch.setattr(Report, "table", lambda _self: "THE TABLE\n")
+    monkeypatch.setattr(room, "bench", lambda paths, **said: asked.update(said, paths=paths) or report)
+    words = ["--rows", "a.csv", "--rounds", "4", "--threads", "1", "--scenario", "one core", "--batch", "8"]
+    result = compress("bench", "one", "two", *words, "--price", "0.2")
+    assert (result.exit_code, result.stdout) == (0, "THE TABLE\n")
+    assert (asked["paths"], asked["rounds"], asked["threads"]) == (["one", "two"], 4, 1)
+    assert asked["benchmark"].scenarios == ["single stream", "one core"]
+    assert asked["benchmark"].grid.batch == [8]
+    assert json.loads(compress("bench", "one", "--json").stdout)["schema"] == 1
+    wrong = compress("bench", "one", "--scenario", "arrivals")
+    assert wrong.exit_code == 2
+    assert "p99_ms, such as 50, and scenario arrivals need each other" in wrong.stderr
+
+
+def test_verify_of_a_model_that_changed_ends_with_3(project, monkeypatch):
+    from compressor.report import verify as room
+
+    checks = (room.Check("ok", "reload", "opens"), room.Check("fail", "final", "changed"))
+    monkeypatch.setattr(room, "verify", lambda path, **_: room.Verification(str(path), checks))
+    result = compress("verify", "runs/small")
+    assert result.exit_code == 3
+    assert result.stdout == "ok           reload  opens\nfail         final   changed\n"
+    assert result.stderr == "runs/small is not what was recorded: final\n"
+    assert json.loads(compress("verify", "runs/small", "--json").stdout)["passed"] is False
+
+
+def test_score_needs_a_teacher(project):
+    result = compress("score", "teacher", "train.csv")
+    assert result.exit_code == 2
+    assert "--against" in result.output
+
+
+def test_diff_of_what_is_no_run_is_refused(project):
+    result = compress("diff", "nowhere", "here")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "nowhere holds no report/report.json; give a finished run" in result.stderr
+
+
+@pytest.mark.parametrize(("done", "total", "left"), [(0, 10, None), (5, 10, 4.0), (5, None, None), (10, 10, 0.0)])
+def test_the_time_left_follows_from_the_speed_so_far(done, total, left):
+    assert display.time_left(done, total, 4.0) == left
+
+
+def test_the_page_of_commands_names_every_verb_and_only_options_that_there_are():
+    import re
+
+    page = (Path(cli.__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert [verb for verb in verbs() if f"`compress {verb}" not in page] == []
+    known = compress("--help").output + "".join(compress(verb, "--help").output for verb in verbs())
+    options = set(re.findall(r"--[a-z][a-z0-9-]+", page))
+    assert len(options) > 15
+    assert [option for option in sorted(options) if option not in known] == []

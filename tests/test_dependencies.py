@@ -32,7 +32,7 @@ def test_optimum_names_the_model_class_and_the_sizes(tiny_classifier: Path, monk
 def test_rich_shows_progress_on_a_terminal():
     from rich.progress import Progress
 
-    from compressor.cli import Bars
+    from compressor.cli.display import Bars
 
     bars = Bars()
     try:

@@ -77,7 +77,7 @@ def test_the_wheel_holds_builtin_recipes_templates_and_types(tmp_path):
     data = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "compressor").rglob("*")
-        if path.suffix in {".yaml", ".j2", ".css"} or path.name == "py.typed"
+        if path.suffix in {".yaml", ".j2", ".css", ".js"} or path.name == "py.typed"
     }
     assert len(data) >= 4
     assert data <= names

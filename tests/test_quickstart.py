@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report_text import in_markdown, numbers, on_the_page, wrong
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -96,6 +97,27 @@ def test_the_report_names_each_layer_of_the_pruning_and_why_it_went_or_stayed(re
     assert len(pruning["layers"]) == 3
     assert all(layer["because"] for layer in pruning["layers"])
     assert any(layer["heads"] < 12 or layer["ffn"] < 1536 for layer in pruning["layers"])
+
+
+def test_the_report_keeps_its_schema_and_page_and_markdown_say_the_same_numbers(quickstart, report):
+    assert wrong(report, json.loads((ROOT / "docs/report.schema.json").read_text())) == []
+    shown = on_the_page((quickstart / "report/index.html").read_text())
+    written = in_markdown((quickstart / "report/report.md").read_text())
+    written["At a glance"] = written["At a glance"][1:]  # the page's tiles have no head
+    assert {title: numbers(rows) for title, rows in shown.items()} == {
+        title: numbers(rows) for title, rows in written.items()
+    }
+
+
+def test_the_report_says_what_simple_models_reach_and_what_deciding_flattered(report):
+    assert [one["name"] for one in report["baselines"]] == ["tfidf", "static", "small"]
+    assert {one["stage"] for one in report["optimism"]} >= {"student", "slim", "int8"}
+    row = next(one for one in report["subjects"] if one["name"] == "int8")
+    assert sum(one["rows"] for one in row["classes"]) == 60
+    assert row["calibration"]["temperature"] > 0
+    assert row["resources"]["peak_memory_bytes"] > 0
+    assert [one["end_to_end"] for one in row["latency"]] == [False, True]
+    assert row["latency"][1]["p50_ms"] > row["latency"][0]["p50_ms"] * 0.9
 
 
 def test_a_second_run_makes_nothing(quickstart):

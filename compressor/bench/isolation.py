@@ -1,44 +1,33 @@
-"""Subjects timed one at a time, each in a pinned process of its own, in interleaved rounds; raw samples are kept.
-
-A subject's process prints `{"ready": true, "start_seconds": s}` once it has loaded, then answers each line
-`{"round": r, "rows": [indices], "warmup": n}` on its standard input with `{"ns": [...]}`, one number a row, and ends at
-`{"quit": true}`. While one works the others wait in a read and use no processor.
-"""
+"""Subjects timed one at a time, each in a pinned process of its own, in interleaved rounds; raw samples are kept."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import subprocess
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
 
 from compressor.bench.machine import busy_share, load, pick_cpus, stolen_seconds, throttled
+from compressor.bench.process import PLAIN, Command, Process, Work
+from compressor.bench.resources import Energy, Taken
+from compressor.bench.scenarios import Answered
 from compressor.bench.statistics import balanced_orders
-from compressor.bench.timer import SLOT_SECONDS, plan_slots, rows_of_round
-from compressor.errors import StageError
+from compressor.bench.timer import FEWEST_ROWS, SLOT_SECONDS, SlotPlan, plan_slots, rows_of_round
+from compressor.bench.warmup import warm_from
+
+__all__ = ["Command", "Slot", "Timing", "Work", "time_in_turn"]
 
 Progress = Callable[[str, int, int | None], None]
 """As in compressor.stage, which is of the same layer: what, how much is done, how much there is."""
-START_SECONDS = 120.0
-"""Longest wait for a subject to load."""
-ANSWER_SECONDS = 300.0
-"""Longest wait for one answer."""
 WARMUP_ROWS = 3
 """Untimed calls before each slot, which bring the subject's weights back into the caches."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """What is started for a subject: its name in the result, the command line, variables for its environment."""
-
-    name: str
-    command: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
+FIRST_CALLS, FIRST_SECONDS = 16, 0.2
+"""First calls of a process that are watched for its warm-up: so many at least, and what fits into so many seconds."""
+MOST_FIRST_CALLS = 200
+"""More tell nothing of a warm-up that ten times fewer show."""
+MORE_ROUNDS, MORE_SLOT_SECONDS, MORE_ROWS = 5, 0.1, 4
+"""Rounds, length and fewest calls of the slots of further work, of which no ratio is taken: 20 calls or more."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +39,7 @@ class Slot:
     place: int
     rows: tuple[int, ...]
     nanoseconds: tuple[int, ...]
+    work: Work = PLAIN
 
 
 @dataclass(frozen=True)
@@ -70,106 +60,22 @@ class Timing:
     """Seconds that the host took from this machine while it measured; None where not told."""
     throttled: int | None
     """Times that heat slowed the processors while it measured; None where not told."""
+    taken: Mapping[str, Taken] = field(default_factory=dict)
+    """What each subject's process took beside time, and its warm-up."""
+    energy_reason: str | None = None
+    """Why energy was not counted; None where it was."""
+    one_core: Timing | None = None
+    """The same subjects, each with one thread on one processor; None where that was not asked for."""
+    answered: tuple[Answered, ...] = ()
+    """What subjects did in the scenarios offline and arrivals."""
 
-    def rounds_of(self, subject: str) -> dict[int, tuple[int, ...]]:
-        """Round to nanoseconds, for one subject."""
-        return {slot.round: slot.nanoseconds for slot in self.slots if slot.subject == subject}
+    def rounds_of(self, subject: str, work: Work = PLAIN) -> dict[int, tuple[int, ...]]:
+        """Round to nanoseconds, for one subject and one kind of work."""
+        return {slot.round: slot.nanoseconds for slot in self.slots if slot.subject == subject and slot.work == work}
 
-
-class _Process:
-    """A running subject; every wait has an end, and a failure shows what the process wrote last."""
-
-    def __init__(self, spec: Command, cpus: tuple[int, ...] | None) -> None:
-        self.name = spec.name
-        # closed in close()
-        self._errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        with _pinned(cpus):
-            self._process = subprocess.Popen(
-                list(spec.command),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                env={**os.environ, **spec.env},
-                text=True,
-                encoding="utf-8",
-            )
-
-    def _read(self, seconds: float, doing: str) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            self._process.kill()
-
-        watch = threading.Timer(seconds, stop)
-        watch.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            watch.cancel()
-        try:
-            answer = json.loads(line)
-        except json.JSONDecodeError:
-            answer = None
-        if not isinstance(answer, dict):
-            why = f"took more than {seconds:g} s" if late.is_set() else f"answered {line[:200]!r}"
-            raise StageError(f"timing {self.name}: {doing} {why}; it wrote: {self._last_words()}")
-        return answer
-
-    def _send(self, message: Mapping[str, object]) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-
-    def _last_words(self) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=2)
-        self._errors.seek(0)
-        return self._errors.read()[-1500:].strip() or "nothing"
-
-    def wait_ready(self) -> float:
-        """Seconds that loading took."""
-        ready = self._read(START_SECONDS, "loading")
-        if ready.get("ready") is not True:
-            raise StageError(f"timing {self.name}: expected a ready line, got {ready}")
-        return float(ready.get("start_seconds", 0.0))
-
-    def ask(self, number: int, rows: Sequence[int], warmup: int) -> list[int]:
-        """Nanoseconds of each row."""
-        self._send({"round": number, "rows": list(rows), "warmup": warmup})
-        taken = self._read(ANSWER_SECONDS, f"round {number}").get("ns")
-        if not isinstance(taken, list) or len(taken) != len(rows):
-            raise StageError(f"timing {self.name}: {len(rows)} rows of round {number} gave {str(taken)[:200]}")
-        return [int(nanoseconds) for nanoseconds in taken]
-
-    def close(self) -> None:
-        """Ask it to end; end it if it does not."""
-        self._send({"quit": True})
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-
-
-@contextlib.contextmanager
-def _pinned(cpus: tuple[int, ...] | None) -> Iterator[None]:
-    """While open, a process started by this thread runs on `cpus` alone."""
-    if cpus is None or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cpus)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+    def works_of(self, subject: str) -> tuple[Work, ...]:
+        """The kinds of work that a subject was timed at, in the order they were asked for."""
+        return tuple(dict.fromkeys(slot.work for slot in self.slots if slot.subject == subject))
 
 
 def time_in_turn(
@@ -179,13 +85,21 @@ def time_in_turn(
     rounds: int,
     threads: int,
     slot_seconds: float = SLOT_SECONDS,
+    more: Mapping[Work, Sequence[str]] | None = None,
+    empty: Command | None = None,
     progress: Progress | None = None,
 ) -> Timing:
     """Raw samples of every subject: in each round all take one slot on the same rows, in a balanced order.
 
-    The subjects hold `rows` rows and are asked for them by number; each gets `rounds` slots of `slot_seconds` and is
-    pinned to `threads` processors (the count itself is part of its command).
-
+    Args:
+        commands: the subjects; they hold `rows` rows and are asked for them by number.
+        rows: how many rows there are.
+        rounds: slots each subject gets.
+        threads: processors each subject is pinned to (the count itself is part of its command).
+        slot_seconds: length of a slot.
+        more: further work, each with the names of the subjects that do it, timed after that in MORE_ROUNDS short ones.
+        empty: a process that loads the engine and no model, whose memory is taken off; None leaves memory unmeasured.
+        progress: called after every round.
     Raises: ValueError for no subjects, two of one name or no rows; StageError when a process fails or stays silent.
     """
     names = [command.name for command in commands]
@@ -193,44 +107,134 @@ def time_in_turn(
         raise ValueError(f"needs rows and subjects of different names (got {rows} rows, {names})")
     cpus = pick_cpus(threads) if hasattr(os, "sched_setaffinity") else None
     load_before, stolen, heat = load(), stolen_seconds(), throttled()
+    unused = None if empty is None else _memory_of_nothing(empty, cpus)
     with contextlib.ExitStack() as stack:
-        running, started = [], {}
-        for command in commands:
-            process = _Process(command, cpus)
-            stack.callback(process.close)
-            started[process.name] = process.wait_ready()
-            running.append(process)
-        busy = busy_share()
-        slots = _run_rounds(running, rows=rows, rounds=rounds, slot_seconds=slot_seconds, progress=progress)
+        running = [_begin(stack, command, cpus) for command in commands]
+        energy = Energy()
+        busy = energy.idle(busy_share)
+        slots = _run_rounds(running, rows=rows, rounds=rounds, slot_seconds=slot_seconds, energy=energy, tell=progress)
+        taken = {one.process.name: one.taken(unused, energy) for one in running}
+        for work, doing in (more or {}).items():
+            chosen = [one for one in running if one.process.name in doing]
+            slots += _run_more(chosen, work, rows=rows, rounds=min(rounds, MORE_ROUNDS), tell=progress)
     stolen_after, heat_after = stolen_seconds(), throttled()
     return Timing(
         slots=tuple(slots),
         threads=threads,
         cpus=cpus,
-        start_seconds=started,
+        start_seconds={one.process.name: one.start_seconds for one in running},
         busy_before=busy,
         load_before=load_before,
         stolen_seconds=None if stolen is None or stolen_after is None else round(stolen_after - stolen, 2),
         throttled=None if heat is None or heat_after is None else heat_after - heat,
+        taken=taken,
+        energy_reason=energy.reason,
     )
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A loaded subject with what its start showed."""
+
+    process: Process
+    start_seconds: float
+    cold_seconds: float
+    first_calls: tuple[int, ...]
+
+    def taken(self, unused: int | None, energy: Energy) -> Taken:
+        """What its process took until now."""
+        peak = self.process.peak_bytes()
+        return Taken(
+            cold_seconds=round(self.cold_seconds, 3),
+            first_calls=self.first_calls,
+            warm_from=warm_from(self.first_calls),
+            peak_bytes=None if peak is None or unused is None else max(0, peak - unused),
+            joules=energy.per_call(self.process.name),
+        )
+
+
+def _begin(stack: contextlib.ExitStack, command: Command, cpus: tuple[int, ...] | None) -> _Running:
+    """The subject, started and called until it is warm; closed with the stack."""
+    process = Process(command, cpus)
+    stack.callback(process.close)
+    start_seconds = process.wait_ready()
+    calls = process.ask(-1, [0], 0)
+    cold_seconds = time.monotonic() - process.started
+    calls += process.ask(-1, [0] * FIRST_CALLS, 0)
+    left = FIRST_SECONDS * 1e9 - sum(calls)
+    further = int(min(left / max(1.0, calls[-1]), MOST_FIRST_CALLS))
+    if further > 0:
+        calls += process.ask(-1, [0] * further, 0)
+    return _Running(process, start_seconds, cold_seconds, tuple(calls))
+
+
+def _memory_of_nothing(empty: Command, cpus: tuple[int, ...] | None) -> int | None:
+    """Highest resident memory of a process that loads no model."""
+    process = Process(empty, cpus)
+    try:
+        process.wait_ready()
+        return process.peak_bytes()
+    finally:
+        process.close()
+
+
+def _plan(running: Sequence[_Running], rows: int, seconds: float, *, work: Work = PLAIN, fewest: int) -> SlotPlan:
+    """Rows and repeats of a slot, from a few calls of each subject."""
+    mean_ns = []
+    for one in running:
+        calls = one.process.ask(-1, rows_of_round(0, min(rows, fewest), rows), WARMUP_ROWS, work)
+        mean_ns.append(sum(calls) / len(calls))
+    return plan_slots(mean_ns, rows, slot_seconds=seconds, fewest=fewest)
+
+
 def _run_rounds(
-    running: Sequence[_Process], *, rows: int, rounds: int, slot_seconds: float, progress: Progress | None
+    running: Sequence[_Running], *, rows: int, rounds: int, slot_seconds: float, energy: Energy, tell: Progress | None
 ) -> list[Slot]:
-    warm = []
-    for process in running:
-        first = process.ask(-1, rows_of_round(0, min(rows, 8), rows), WARMUP_ROWS)
-        warm.append(sum(first) / len(first))
-    plan = plan_slots(warm, rows, slot_seconds=slot_seconds)
+    """The slots that ratios are taken from."""
+    plan = _plan(running, rows, slot_seconds, fewest=FEWEST_ROWS)
+
+    def ask(process: Process, number: int, asked: list[int]) -> list[int]:
+        calls = len(asked) + WARMUP_ROWS
+        return energy.of(process.name, calls, lambda: process.ask(number, asked, WARMUP_ROWS))
+
+    return _slots(running, plan, rows=rows, rounds=rounds, work=PLAIN, ask=ask, tell=tell, what="timing")
+
+
+def _run_more(running: Sequence[_Running], work: Work, *, rows: int, rounds: int, tell: Progress | None) -> list[Slot]:
+    """The slots of further work."""
+    if not running:
+        return []
+    plan = _plan(running, rows, MORE_SLOT_SECONDS, work=work, fewest=MORE_ROWS)
+
+    def ask(process: Process, number: int, asked: list[int]) -> list[int]:
+        return process.ask(number, asked, 1, work)
+
+    length = work.length if isinstance(work.length, str) else f"{work.length} tokens"
+    what = "timing with tokenizing" if work.end_to_end else f"timing batch {work.batch}, {length}"
+    return _slots(running, plan, rows=rows, rounds=rounds, work=work, ask=ask, tell=tell, what=what)
+
+
+def _slots(
+    running: Sequence[_Running],
+    plan: SlotPlan,
+    *,
+    rows: int,
+    rounds: int,
+    work: Work,
+    ask: Callable[[Process, int, list[int]], list[int]],
+    tell: Progress | None,
+    what: str,
+) -> list[Slot]:
+    """One slot of every subject in each round, in a balanced order."""
     orders = balanced_orders(len(running))
     slots: list[Slot] = []
     for number in range(rounds):
         here = rows_of_round(number, plan.rows_per_round, rows)
         for place, which in enumerate(orders[number % len(orders)]):
             asked = here * plan.repeats[which]
-            taken = running[which].ask(number, asked, WARMUP_ROWS)
-            slots.append(Slot(running[which].name, number, place, tuple(asked), tuple(taken)))
-        if progress is not None:
-            progress("timing", number + 1, rounds)
+            process = running[which].process
+            taken = ask(process, number, asked)
+            slots.append(Slot(process.name, number, place, tuple(asked), tuple(taken), work))
+        if tell is not None:
+            tell(what, number + 1, rounds)
     return slots

@@ -1,15 +1,20 @@
-"""Figures from raw timings: percentiles that the samples can carry, paired ratios with intervals, orders of rounds."""
+"""Figures from raw timings: percentiles that the samples can carry, paired ratios, verdicts, orders of rounds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+SpeedVerdict = Literal["faster", "slower", "same", "undecided"]
+
 MIN_BEYOND = 10
 """Samples that must lie beyond a percentile before it is shown."""
+BAND = 0.02
+"""Times that differ by less than this share are the same to a user; a machine at rest drifts by as much."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,37 @@ def percentile(nanoseconds: Sequence[int] | np.ndarray, share: float) -> float |
     if len(nanoseconds) < samples_needed(share):
         return None
     return float(np.quantile(np.asarray(nanoseconds, dtype=np.float64), share)) / 1e6
+
+
+def needs_samples(share: float, count: int) -> str | None:
+    """Words on why a percentile of `count` samples is not shown; None where it is.
+
+    >>> needs_samples(0.99, 200)
+    'p99 needs 1,000 samples'
+    """
+    needed = samples_needed(share)
+    return None if count >= needed else f"p{100 * share:g} needs {needed:,} samples"
+
+
+def percentile_interval(
+    nanoseconds: Sequence[int] | np.ndarray, share: float, *, confidence: float = 0.95
+) -> Interval | None:
+    """Percentile in milliseconds between two of the samples, or None where fewer were taken than `samples_needed` says.
+
+    The number of samples below the true percentile is binomial, so that two order statistics hold it at `confidence`
+    or more whatever the distribution is (Conover, Practical Nonparametric Statistics, 1999, section 3.2), as long as
+    samples are independent: within a round they are alike, for which `median_interval` resamples rounds.
+    """
+    value, count = percentile(nanoseconds, share), len(nanoseconds)
+    if value is None:
+        return None
+    from scipy import stats
+
+    ordered = np.sort(np.asarray(nanoseconds, dtype=np.float64)) / 1e6
+    low, high = (int(one) for one in stats.binom.ppf([(1 - confidence) / 2, (1 + confidence) / 2], count, share))
+    return Interval(
+        value, min(float(ordered[max(0, low - 1)]), value), max(float(ordered[min(high, count - 1)]), value)
+    )
 
 
 def median_interval(rounds: Sequence[Sequence[int]], *, confidence: float = 0.95, seed: int = 0) -> Interval:
@@ -69,6 +105,47 @@ def ratio_interval(subject: Sequence[float], reference: Sequence[float], *, conf
     mean = float(logs.mean())
     half = _student_quantile(confidence, len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+def noise_floor(noise: Interval) -> float:
+    """The furthest that a model may seem from itself, as a ratio of 1 or more, from its interval against itself.
+
+    Both directions count alike, as it is chance which of the two copies was slowed.
+
+    >>> noise_floor(Interval(0.97, 0.8, 1.1))
+    1.25
+    """
+    return max(noise.high, 1.0 / noise.low, 1.0)
+
+
+def speed_verdict(ratio: Interval, noise: Interval | None, *, band: float = BAND) -> SpeedVerdict:
+    """What a ratio of times, subject over reference, shows; below 1 the subject is faster.
+
+    `same`: the whole interval lies within 1 -+ band, and the reference beside itself is not shown to lie outside it.
+    `faster`, `slower`: the whole interval lies on that side of 1, and the ratio itself beyond the noise floor. The
+    first holds by chance in 5 of 100 comparisons of a model with itself; the second refuses most of those, and gains
+    that are real but no larger than what the machine does to a model beside itself. Else `undecided`.
+
+    Args:
+        ratio: with its two-sided 95 % interval.
+        noise: the same of the reference beside itself; None where that was not timed, then the band is the floor.
+        band: share of time, 0 to 1, that makes no difference to a user.
+    Raises: ValueError for a ratio or noise that is not positive.
+
+    >>> speed_verdict(Interval(0.80, 0.77, 0.83), Interval(1.0, 0.96, 1.05))
+    'faster'
+    >>> speed_verdict(Interval(0.97, 0.95, 0.99), Interval(1.0, 0.96, 1.05))
+    'undecided'
+    """
+    if ratio.low <= 0 or (noise is not None and noise.low <= 0):
+        raise ValueError(f"ratios of times are above 0 (got {ratio} beside {noise})")
+    calm = noise is None or (noise.low <= 1 + band and noise.high >= 1 - band)
+    if ratio.low >= 1 - band and ratio.high <= 1 + band and calm:
+        return "same"
+    floor = 1 + band if noise is None else noise_floor(noise)
+    if ratio.high < 1 and ratio.value < 1 / floor:
+        return "faster"
+    return "slower" if ratio.low > 1 and ratio.value > floor else "undecided"
 
 
 def _student_quantile(confidence: float, freedom: int) -> float:

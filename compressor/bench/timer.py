@@ -45,17 +45,20 @@ class SlotPlan:
     repeats: tuple[int, ...]
 
 
-def plan_slots(mean_ns: Sequence[float], rows: int, *, slot_seconds: float = SLOT_SECONDS) -> SlotPlan:
+def plan_slots(
+    mean_ns: Sequence[float], rows: int, *, slot_seconds: float = SLOT_SECONDS, fewest: int = FEWEST_ROWS
+) -> SlotPlan:
     """Rows a round such that the slowest subject fills its slot, and repeats such that the fast ones do too.
 
-    `mean_ns` holds each subject's nanoseconds a row, from the warm-up; `rows` is how many rows there are.
+    `mean_ns` holds each subject's nanoseconds a row, from the warm-up; `rows` is how many rows there are,
+    `fewest` how many a slot holds at least, however slow they are.
 
     >>> plan_slots([20e6, 1e6], 64)
     SlotPlan(rows_per_round=15, repeats=(1, 20))
     """
     slot_ns = slot_seconds * 1e9
     fitting = int(slot_ns / max(*mean_ns, 1.0))
-    in_round = min(rows, max(FEWEST_ROWS, fitting))
+    in_round = min(rows, max(fewest, fitting))
     most = max(1, MOST_CALLS // in_round)
     repeats = tuple(min(most, max(1, round(slot_ns / (in_round * max(ns, 1.0))))) for ns in mean_ns)
     return SlotPlan(in_round, repeats)

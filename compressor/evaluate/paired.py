@@ -148,6 +148,40 @@ def flips(reference_predictions: np.ndarray, predictions: np.ndarray, references
     )
 
 
+def mcnemar(lost: int, won: int) -> float:
+    """Chance of flips at least this uneven where both models are equally often right: exact, two-sided.
+
+    Args:
+        lost: rows that the reference alone has right, won: those that the subject alone has.
+    Returns: p in 0 to 1; 1 where nothing flipped. Q. McNemar 1947, with the binomial law in place of chi-squared.
+
+    >>> mcnemar(0, 5)
+    0.0625
+    """
+    if lost + won == 0:
+        return 1.0
+    from scipy import stats
+
+    return float(stats.binomtest(lost, lost + won, 0.5).pvalue)
+
+
+def wilson(share: float, rows: int, *, confidence: float = 0.95) -> Interval:
+    """A share of `rows` rows with its two-sided interval (E. B. Wilson 1927), which holds near 0 and 1 too.
+
+    The share need not be a whole number of rows. Raises ValueError for fewer than one row or a share outside 0 to 1.
+
+    >>> round(wilson(1.0, 10).low, 3)
+    0.722
+    """
+    if rows < 1 or not 0.0 <= share <= 1.0:
+        raise ValueError(f"a share is 0 to 1 of one row or more (got {share:g} of {rows} rows)")
+    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
+    grown = 1.0 + z**2 / rows
+    centre = (share + z**2 / (2 * rows)) / grown
+    half = z / grown * math.sqrt(share * (1.0 - share) / rows + z**2 / (4 * rows**2))
+    return Interval(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)))
+
+
 def rows_to_decide(limit: float, discordant_share: float, *, confidence: float = 0.95) -> int:
     """Rows at which a model whose true drop is zero is expected to prove a drop of at most `limit` (fraction > 0).
 

@@ -43,9 +43,10 @@ def short_products(
     else:
         plain = attention_mask.dtype == torch.bool
     if query.device.type != "cpu" or query.shape[2] > SHORT or not plain or given.get("position_bias") is not None:
-        return sdpa_attention_forward(
+        found: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **given
         )
+        return found
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores_BHLL = (query * scale) @ key.transpose(2, 3)
     if attention_mask is not None:

@@ -10,23 +10,17 @@ from typing import Any
 import numpy as np
 
 from compressor.bench.isolation import Timing
-from compressor.bench.settings import TARGETS, Target
-from compressor.bench.statistics import (
-    Interval,
-    median_interval,
-    p50_by_round,
-    percentile,
-    ratio_interval,
-    samples_needed,
-)
-from compressor.device import usable_threads
+from compressor.bench.settings import TARGETS, Benchmark, Target
+from compressor.bench.statistics import Interval, SpeedVerdict, p50_by_round, ratio_interval, speed_verdict
+from compressor.data.rows import Text
 from compressor.errors import InputError
 from compressor.evaluate.gates import Answers, BudgetRow, Times, answers_from, judge_budget, worst
 from compressor.evaluate.metrics import METRICS, scores
 from compressor.evaluate.paired import agreement, drop, flips, score_interval
 from compressor.evaluate.settings import Budget
 from compressor.report.attribution import attributions, one_seed
-from compressor.report.doubts import doubts
+from compressor.report.doubts import doubts, machine_quality
+from compressor.report.latency import latency_rows, measured
 from compressor.report.model import (
     Attribution,
     BudgetLine,
@@ -34,11 +28,14 @@ from compressor.report.model import (
     LatencyRow,
     MetricFigure,
     Report,
+    Resources,
     Step,
     SubjectRow,
     Versus,
 )
-from compressor.report.subjects import CONTROL, Subject, count_parameters, model_bytes, same_models
+from compressor.report.resources import resources
+from compressor.report.subjects import CONTROL, Subject, count_parameters, draw_texts, model_bytes, same_models
+from compressor.report.workloads import skipped
 
 EXACTLY_ONE, NOTHING = Figure(value=1.0, low=1.0, high=1.0), Figure(value=0.0, low=0.0, high=0.0)
 
@@ -51,6 +48,8 @@ class Scored:
     labels: Sequence[str]
     on_test: bool
     """False where there is no test set and these are the rows of select."""
+    texts: Sequence[Text] = ()
+    """Of these rows; without them nothing is said of what the models take."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ def assemble(
     *,
     timings: Mapping[str, Timing] | str,
     targets: Mapping[str, Target] = TARGETS,
+    benchmark: Benchmark | None = None,
     budget: Budget | None = None,
     reference: str = "teacher",
     best: str | None = None,
@@ -92,12 +92,13 @@ def assemble(
         scored: those rows.
         timings: raw samples by target, the first of them the one that ratios are taken at; or why there are none.
         targets: by name, for the thread count where nothing was timed.
+        benchmark: what was asked for beside the batch of one.
         budget: limits for the subject `best`.
         reference: name of the subject that others are compared with.
         best: name of the subject that the budget is for; the last on onnxruntime unless given.
     Raises: InputError where logits, the reference or an id of the budget are missing.
     """
-    facts = _Facts(told, tuple(subjects), scored, timings, dict(targets), reference)
+    facts = _Facts(told, tuple(subjects), scored, timings, dict(targets), reference, benchmark)
     noise = facts.ratio(reference + CONTROL, reference)
     rows = tuple(facts.row(subject) for subject in subjects) + facts.control(noise)
     budgets = facts.budget(budget, best) if budget is not None else ()
@@ -117,6 +118,8 @@ def assemble(
         curves=dict(told.curves),
         attribution=gained,
         decisions=tuple(dict(one) for one in told.decisions),
+        quality=machine_quality(told.machine, timings, noise),
+        best=best,
     )
 
 
@@ -131,8 +134,10 @@ class _Facts:
         timings: Mapping[str, Timing] | str,
         targets: dict[str, Target],
         reference: str,
+        benchmark: Benchmark | None,
     ) -> None:
         self.told, self.subjects, self.scored, self.targets, self.reference = told, subjects, scored, targets, reference
+        self.benchmark = benchmark
         self.timings: Mapping[str, Timing] = {} if isinstance(timings, str) else timings
         self.untimed = timings if isinstance(timings, str) else "no target of this engine was timed"
         self.metric = str(told.task["metric"])
@@ -187,6 +192,7 @@ class _Facts:
             metrics=every,
             versus_teacher=None if subject.name == self.reference else self.versus(subject),
             latency=self.latency(subject),
+            resources=self.resources(subject),
             same_as=None if same is None else same.partition("@")[0],
         )
 
@@ -201,6 +207,7 @@ class _Facts:
             drop=self.drop(subject.key, self.reference),
             agreement=agreement(theirs.predictions, ours.predictions),
             latency_ratio=_figure(ratio),
+            speed_verdict=None if ratio is None else self.speed(subject.key, ratio),
             reason=reason,
             flips=asdict(flips(theirs.predictions, ours.predictions, ours.references)),
         )
@@ -212,7 +219,7 @@ class _Facts:
         again = self.row(next(one for one in self.subjects if one.key == self.reference))
         twin = Versus(drop=NOTHING, agreement=1.0, latency_ratio=_figure(noise))
         first, timing = next(iter(self.timings.items()))
-        latency = (_measured(first, timing, self.reference + CONTROL),)
+        latency = (measured(first, timing, self.reference + CONTROL),)
         name = self.reference + CONTROL
         return (
             again.model_copy(
@@ -220,16 +227,32 @@ class _Facts:
             ),
         )
 
+    def speed(self, key: str, ratio: Interval) -> SpeedVerdict:
+        """What a ratio to the reference says beside the noise floor."""
+        if self._canonical(key) == self._canonical(self.reference):
+            return "same"
+        return speed_verdict(ratio, self.ratio(self.reference + CONTROL, self.reference))
+
     def latency(self, subject: Subject) -> tuple[LatencyRow, ...]:
-        """One row for each target of the subject's engine; one saying why where nothing was timed."""
-        key = self._canonical(subject.key)
-        found = [_measured(name, timing, key) for name, timing in self.timings.items() if timing.rounds_of(key)]
-        if found:
-            return tuple(found)
-        name, target = next(iter(self.targets.items()))
-        threads = target.threads or usable_threads()
+        """One row for each kind of work at each target of the subject's engine; one saying why where none was timed."""
+        return latency_rows(
+            self._canonical(subject.key),
+            self.timings,
+            folder=subject.folder,
+            targets=self.targets,
+            benchmark=self.benchmark,
+            engine=subject.engine,
+            untimed=subject.untimed or self.untimed,
+        )
+
+    def resources(self, subject: Subject) -> Resources | None:
+        """What a subject takes beside time; None where the rows are not known."""
+        if not self.scored.texts:
+            return None
+        price = self.benchmark.price if self.benchmark else None
+        texts, key = draw_texts(self.scored.texts), self._canonical(subject.key)
         reason = subject.untimed or self.untimed
-        return (LatencyRow(target=name, threads=threads, status="not measured", reason=reason),)
+        return resources(subject, key, self.timings, texts=texts, price=price, untimed=reason)
 
     def chain(self) -> list[Subject]:
         """The subjects whose steps make the ladder: on onnxruntime, without baselines and controls."""
@@ -281,27 +304,18 @@ class _Facts:
         """Doubts about the figures."""
         rows = len(self.answers[self.reference].references)
         timings = self.timings or self.untimed
-        return doubts(on_test=self.scored.on_test, rows=rows, timings=timings, noise=noise, machine=self.told.machine)
+        found = doubts(on_test=self.scored.on_test, rows=rows, timings=timings, noise=noise, machine=self.told.machine)
+        return [*found, *self.skipped()]
 
-
-def _measured(target: str, timing: Timing, key: str) -> LatencyRow:
-    rounds = list(timing.rounds_of(key).values())
-    samples = [nanoseconds for one in rounds for nanoseconds in one]
-    spread = median_interval(rounds)
-    p50, p90 = percentile(samples, 0.5), percentile(samples, 0.9)
-    needed = samples_needed(0.9) if p90 is None else None
-    return LatencyRow(
-        target=target,
-        threads=timing.threads,
-        status="measured",
-        reason=None if needed is None else f"p90 needs {needed} samples",
-        p50_ms=p50,
-        p90_ms=p90,
-        samples=len(samples),
-        p50_low_ms=spread.low,
-        p50_high_ms=spread.high,
-        start_seconds=timing.start_seconds.get(key),
-    )
+    def skipped(self) -> list[str]:
+        """A sentence for each target that was asked for and cannot be timed here."""
+        asked = self.benchmark.targets if self.benchmark else []
+        whys = [(name, skipped(self.targets[name])) for name in asked if name in self.targets]
+        found = [f"Target {name} was not timed: {why}." for name, why in whys if why]
+        first = next(iter(self.timings), None)
+        if found and first is not None and first != asked[0]:
+            found.append(f"Ratios and the noise are those of target {first} instead of {asked[0]}.")
+        return found
 
 
 def _figure(interval: Interval | None) -> Figure | None:

@@ -1,19 +1,17 @@
-"""The report as one HTML page: no network, no script, every text escaped, light and dark, readable on a phone."""
+"""The report as one HTML page: no network, every text escaped, light and dark, readable on a phone and in print.
+
+Its one script sorts tables; the page's own policy lets nothing else run and nothing be fetched.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from importlib.resources import files
 
 from compressor.report.model import Report
-from compressor.report.plot import curves_plot, report_plot
-from compressor.report.table import HEADS, cells, plain, points, ratio
-
-VERDICT_WORDS = {
-    "pass": "pass: every budget is met",
-    "fail": "fail: a budget is broken",
-    "undecided": "undecided: the evidence does not settle every budget",
-    "none": "no budget was set",
-}
+from compressor.report.outline import VERDICT_WORDS, sections
+from compressor.report.plot import curves_plot, histogram_plot, ladder_plot, lengths_plot, report_plot
 
 
 def page(report: Report) -> str:
@@ -24,26 +22,35 @@ def page(report: Report) -> str:
     home = files("compressor.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((home / "page.html.j2").read_text(encoding="utf-8"))
-    pruning = [_pruned(one) for one in report.model_dump(mode="json")["pruning"]]
+    script = (home / "page.js").read_text(encoding="utf-8")
     return str(
         template.render(
-            report=report.model_copy(update={"pruning": tuple(pruning)}),
-            models=[(row, cells(row)) for row in report.subjects],
-            heads=HEADS,
+            report=report,
+            sections=sections(report),
+            plots={name: Markup(drawn) for name, drawn in plots(report).items() if drawn},
             css=Markup((home / "page.css").read_text(encoding="utf-8")),
-            plot=Markup(report_plot(report)),
-            curves=Markup(curves_plot(report.curves)),
-            plain=plain,
-            points=points,
-            ratio=ratio,
+            script=Markup(script),
+            script_hash=script_hash(script),
             verdict_words=VERDICT_WORDS,
         )
     )
 
 
-def _pruned(one: dict[str, object]) -> dict[str, object]:
-    """A prune stage with every key the page asks for."""
-    layers = one.get("layers")
-    keys = ("layer", "heads", "heads_before", "ffn", "ffn_before", "because")
-    filled = [{key: layer.get(key, "-") for key in keys} for layer in layers] if isinstance(layers, list) else []
-    return {"stage": one.get("stage", ""), "because": one.get("because", ""), "layers": filled}
+def plots(report: Report) -> dict[str, str]:
+    """Each plot as SVG by the section that it belongs to; empty text where there is nothing to draw."""
+    return {
+        "models": report_plot(report),
+        "ladder": ladder_plot(report),
+        "training": curves_plot(report.curves),
+        "lengths": lengths_plot(report),
+        "histogram": histogram_plot(report.histogram),
+    }
+
+
+def script_hash(script: str) -> str:
+    """What a Content-Security-Policy calls that inline script.
+
+    >>> script_hash("")
+    'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='
+    """
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,11 +1,13 @@
-"""The report as Markdown (report.md)."""
+"""The report as Markdown (report.md): the sections and numbers of the page, without its plots."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from compressor.report.model import Report
-from compressor.report.table import HEADS, cells, plain, points, ratio
+from compressor.report.outline import sections
+from compressor.report.section import Cell, Section
 
 
 def escaped(text: object) -> str:
@@ -26,43 +28,36 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     return [lines[0], "|" + " --- |" * len(heads), *lines[1:], ""]
 
 
+def fenced(text: str) -> list[str]:
+    """Text as a block that shows it letter by letter, whatever backticks it holds."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [fence, text, fence, ""]
+
+
 def markdown(report: Report) -> str:
-    """The whole report: verdict, budget, models, what distillation brought, ladder, doubts, machine."""
-    metric = report.task.get("metric", "score")
+    """The whole report: verdict, then every section of the page."""
     out = [f"# {escaped(report.name)}", "", f"Verdict: **{report.verdict}**", ""]
-    if report.budgets:
-        out += ["## Budget", ""]
-        rows = [(line.what, line.vs or "-", line.limit, line.because, line.verdict) for line in report.budgets]
-        out += table(("what", "vs", "limit", "found", "verdict"), rows)
-    out += ["## Models", "", f"Scores are {escaped(metric)}; brackets hold 95 % intervals.", ""]
-    out += table((*HEADS, "agreement"), [(*cells(row), _agreement(row.versus_teacher)) for row in report.subjects])
-    if report.attribution:
-        out += ["## What distillation brought", ""]
-        gains = [(one.stage, one.what, points(one), one.verdict, one.sentence) for one in report.attribution]
-        out += table(("stage", "what", "gain (pp)", "verdict", "in words"), gains)
-    if report.decisions:
-        out += ["## Decided while distilling", ""]
-        heads = ("stage", "kind", "chosen", "because")
-        out += table(heads, [[plain(one.get(key)) for key in heads] for one in report.decisions])
-    if report.ladder:
-        out += ["## Step by step", ""]
-        steps = [(step.step, ratio(step.speedup), points(step.drop), step.reason or "") for step in report.ladder]
-        out += table(("step", "speed-up over the step before", "drop (pp)", "note"), steps)
-    if report.pruning:
-        out += ["## Pruned", ""]
-        for one in report.pruning:
-            out += [escaped(f"{one.get('stage', '')}: {one.get('because', '')}"), ""]
-            layers = one.get("layers", [])
-            keys = sorted({key for layer in layers for key in layer}, key=lambda key: (key != "layer", key))
-            out += table(keys, [[layer.get(key, "") for key in keys] for layer in layers]) if layers else []
-    if report.doubts:
-        out += ["## Doubts", "", *(f"- {escaped(doubt)}" for doubt in report.doubts), ""]
-    out += ["## Rows and machine", ""]
-    facts = [(f"{key} rows", plain(value)) for key, value in report.data.items()]
-    out += table(("fact", "value"), facts + [(key, plain(value)) for key, value in report.machine.items()])
-    return "\n".join(out)
+    for section in sections(report):
+        out += _section(section)
+    return "\n".join(out).rstrip()
 
 
-def _agreement(versus: object) -> str:
-    share = getattr(versus, "agreement", None)
-    return "-" if share is None else f"{100 * share:.1f} %"
+def _section(section: Section) -> list[str]:
+    out = [f"## {escaped(section.title)}", ""]
+    if section.lead:
+        out += [escaped(section.lead), ""]
+    if section.items:
+        out += [*(f"- {escaped(item)}" for item in section.items), ""]
+    if section.code:
+        out += fenced(section.code)
+    if section.rows:
+        out += table(section.heads, [[_words(cell) for cell in row] for row in section.rows])
+    if section.note:
+        out += [escaped(section.note), ""]
+    return out
+
+
+def _words(cell: Cell) -> str:
+    """The cell's text with its small print in brackets."""
+    return f"{cell.text} ({cell.note})" if cell.note else cell.text

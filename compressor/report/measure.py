@@ -19,6 +19,8 @@ from compressor.evaluate.settings import Budget
 from compressor.model.manifest import read_manifest
 from compressor.report.assemble import Scored, Told, assemble
 from compressor.report.compare import open_rows, require_labels, scored_rows
+from compressor.report.depth import in_depth
+from compressor.report.disagreements import disagreements, write_disagreements
 from compressor.report.model import Report
 from compressor.report.subjects import Subject, score_subjects, time_subjects
 from compressor.stage import Progress, settings_of, silent
@@ -29,9 +31,11 @@ def measure(
     *,
     data: DataSets | Data | Mapping[str, Any],
     budget: Budget | Mapping[str, Any] | None = None,
-    rounds: int = 15,
+    rounds: int | None = None,
+    benchmark: Benchmark | Mapping[str, Any] | None = None,
     threads: int | None = None,
     timing: bool = True,
+    changed: bool = True,
     name: str = "measure",
     base: Path | None = None,
     seed: int = 17,
@@ -44,9 +48,11 @@ def measure(
         folders: name to folder, or folders alone (named after themselves); one without model.onnx is exported first.
         data: rows; where it has no test rows, select is used and the report says so.
         budget: limits for the last folder; `vs: teacher` is the first.
-        rounds: slots each model gets in the timing, 3 or more.
+        rounds: slots each model gets in the timing, 3 or more; what `benchmark` says, or 15, unless given.
+        benchmark: what is timed beside single rows: grid, scenarios, price; its targets and baselines are a recipe's.
         threads: of each timed model; None takes all that this process may use.
         timing: False leaves latency out.
+        changed: False leaves out what small changes of the texts do.
         name: of the report.
         base: folder that relative paths in `data` start from.
         seed: draws the rows that are timed.
@@ -59,27 +65,43 @@ def measure(
     rows = open_rows(data, next(iter(named.values())), base=base)
     texts, references, on_test = scored_rows(rows)
     targets = {"cpu": Target(threads=threads)}
+    settings = settings_of(Benchmark, benchmark or {}, "benchmark")
+    if rounds is not None:
+        settings = settings.model_copy(update={"rounds": rounds})
+    settings = settings.model_copy(update={"targets": ["cpu"]})
     timings: dict[str, Timing] | str = "timing was switched off"
     with tempfile.TemporaryDirectory(prefix="compressor-measure-") as work:
         subjects = [_subject(one, folder, Path(work), rows, progress) for one, folder in named.items()]
         scored = score_subjects(subjects, texts, threads=threads, progress=progress)
         first = scored[0].name
         if timing:
-            settings = Benchmark(rounds=rounds)
             timings = time_subjects(
                 scored, texts, benchmark=settings, targets=targets, reference=first, seed=seed, progress=progress
             )
         report = assemble(
             Told(name=name, task=rows.task.model_dump(mode="json"), data=row_counts(rows), machine=fingerprint()),
             scored,
-            Scored(references, rows.labels, on_test),
+            Scored(references, rows.labels, on_test, texts),
             timings=timings,
             targets=targets,
+            benchmark=settings,
             budget=limits,
             reference=first,
         )
+        report = in_depth(
+            report,
+            scored,
+            rows,
+            tokenizer=scored[0].folder,
+            reference=first,
+            changed=tuple(dict.fromkeys((first, scored[-1].name))) if changed else (),
+            threads=threads,
+            seed=seed,
+            progress=progress,
+        )
+        apart = worst_apart(scored, first, scored[-1].name, rows)
     if out is not None:
-        write_report(report, out, timings)
+        write_report(report, out, timings, apart)
     return report
 
 
@@ -94,8 +116,25 @@ def row_counts(rows: DataSets) -> dict[str, Any]:
     }
 
 
-def write_report(report: Report, folder: Path, timings: Mapping[str, Timing] | str = "nothing was timed") -> Path:
-    """The folder, holding report.json, report.md, index.html and samples.json (raw times, or why there are none)."""
+def worst_apart(subjects: Sequence[Subject], reference: str, best: str, data: DataSets) -> list[dict[str, Any]]:
+    """The rows on which the deployed model answers otherwise than the reference, the widest apart first."""
+    texts, references, _ = scored_rows(data)
+    logits = {one.key: one.logits for one in subjects if one.logits is not None}
+    if best not in logits or reference not in logits:
+        return []
+    return disagreements(texts, references, data.labels, teacher=logits[reference], subject=logits[best])
+
+
+def write_report(
+    report: Report,
+    folder: Path,
+    timings: Mapping[str, Timing] | str = "nothing was timed",
+    apart: Sequence[dict[str, Any]] | None = None,
+) -> Path:
+    """The folder, holding report.json, report.md, index.html and samples.json (raw times, or why there are none).
+
+    `apart` holds the rows of disagreements.jsonl; None writes no such file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     measured = not isinstance(timings, str)
     samples: dict[str, Any] = {"schema": 1, "unit": "ns", "reason": None if measured else timings, "targets": {}}
@@ -109,6 +148,8 @@ def write_report(report: Report, folder: Path, timings: Mapping[str, Timing] | s
     }
     for name, content in contents.items():
         (folder / name).write_text(content, encoding="utf-8")
+    if apart is not None:
+        write_disagreements(folder / "disagreements.jsonl", apart)
     return folder
 
 

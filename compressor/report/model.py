@@ -16,7 +16,9 @@ Verdict = Literal["pass", "fail", "undecided", "none"]
 class Part(BaseModel):
     """A frozen part of the report that keeps keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="allow", allow_inf_nan=False, populate_by_name=True, use_attribute_docstrings=True
+    )
 
 
 class Figure(Part):
@@ -63,7 +65,7 @@ class LatencyRow(Part):
     """Calls one after the other; the same on one processor; all rows at once in several processes; Poisson arrivals."""
     batch: int = 1
     length: str | int = "data"
-    """`data`: own lengths, padded to the batch's longest; `padded`: to the longest row of the data; or a number."""
+    """`data`: own lengths, padded to the batch's longest; `padded`: to the longest row timed; or a number."""
     end_to_end: bool = False
     """Whether tokenizing counts."""
     threads: int
@@ -131,13 +133,13 @@ class Perturbed(Part):
 
 
 class Resources(Part):
-    """What a model takes; None where it is not known here, `reasons` says why by name."""
+    """What a model takes; None where it is not known here; `reasons` says why, or how a figure came about."""
 
     macs: int | None = None
     """Multiply-adds of the encoder for one row of mean length."""
     parameters_without_embeddings: int | None = None
     peak_memory_bytes: int | None = None
-    """Highest resident memory of a process that loads the model and answers, less that of one that loads nothing."""
+    """Highest resident memory of a process that loads the model and answers, less that of the engine alone."""
     cold_start_seconds: float | None = None
     """From starting a process to the first answer."""
     energy_joules: float | None = None
@@ -245,6 +247,8 @@ class Report(Part):
     ladder: tuple[Step, ...]
     doubts: tuple[str, ...] = ()
     name: str = "report"
+    best: str | None = None
+    """Name of the subject that was deployed; the last of the ladder where it is not said."""
     noise: Figure | None = None
     """Ratio of the teacher to itself, timed as two subjects: gains within it are noise."""
     pruning: tuple[dict[str, Any], ...] = ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from compressor.bench.isolation import Command, Timing, time_in_turn
+from compressor.bench.isolation import Timing
 from compressor.bench.settings import Benchmark, Target
 from compressor.data.rows import Text
-from compressor.device import usable_threads
 from compressor.errors import InputError
+from compressor.report.workloads import Desk, check_targets, skipped
 from compressor.stage import Progress, silent
 
 ROWS_TIMED = 64
@@ -136,49 +135,28 @@ def time_subjects(
     seed: int = 17,
     progress: Progress = silent,
 ) -> dict[str, Timing]:
-    """Raw timings by target: every subject on the target's engine, and the reference twice at the first target.
+    """Raw timings by target: every subject on the target's engine, and the reference twice at the first target timed.
 
     Each runs in a fresh pinned process while this one waits. Subjects that share a file are timed once, those that say
-    why they are not timed never.
+    why they are not timed never; a target that this machine lacks (workloads.skipped) is left out. Scenarios are run at
+    the first target timed.
     Raises StageError when a process fails, InputError for a target that is not in `targets`.
     """
     benchmark = benchmark or Benchmark()
-    same, found = same_models(subjects), {}
-    from compressor.runtime.timed import timed_command, write_rows
+    check_targets(benchmark, targets)
+    same, found = same_models(subjects), dict[str, Timing]()
+    from compressor.runtime.timed import write_rows
 
     with tempfile.TemporaryDirectory(prefix="compressor-rows-") as folder:
         drawn = draw_texts(texts, seed=seed)
         rows = write_rows(Path(folder) / "rows.jsonl", drawn)
         for name in benchmark.targets:
-            if name not in targets:
-                raise InputError(f"benchmark.targets: no target {name!r}; there are {', '.join(targets)}")
             target = targets[name]
-            threads = target.threads or usable_threads()
             timed = [one for one in subjects if one.untimed is None and one.key not in same]
-            chosen = [one for one in timed if one.engine == target.engine]
-            named = [(one.key, one) for one in chosen]
-            if name == benchmark.targets[0]:
-                named += [(one.key + CONTROL, one) for one in chosen if one.name == reference]
-            commands = [
-                Command(
-                    key, tuple(timed_command(one.folder, engine=one.engine, threads=threads, rows=rows)), _env(threads)
-                )
-                for key, one in named
-            ]
-            if commands:
-                found[name] = time_in_turn(
-                    commands, rows=len(drawn), rounds=benchmark.rounds, threads=threads, progress=progress
-                )
+            named = {one.key: one for one in timed if one.engine == target.engine}
+            if not named or skipped(target) is not None:
+                continue
+            again = {key + CONTROL: one for key, one in named.items() if one.name == reference and not found}
+            desk = Desk(named | again, next(iter(again), None), rows, len(drawn), target, benchmark, seed, progress)
+            found[name] = desk.time(scenarios=not found)
     return found
-
-
-def _env(threads: int) -> dict[str, str]:
-    """Variables of a timed process: its thread count, no network, and where this package lies."""
-    home = str(Path(__file__).resolve().parents[2])
-    known = os.environ.get("PYTHONPATH")
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join([home, known]) if known else home,
-    }

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from compressor.report.model import Figure, Report, SubjectRow
 
 WIDTH = 100
-HEADS = ("model", "prec.", "MB", "score %", "drop (pp)", "p50 ms", "time vs teacher")
+HEADS = ("model", "prec.", "MB", "score %", "drop (pp)", "p50 ms", "time vs teacher", "speed")
 
 
 def points(figure: Figure | None) -> str:
@@ -72,7 +72,42 @@ def cells(row: SubjectRow) -> tuple[str, ...]:
         points(versus.drop) if versus else "-",
         "-" if p50 is None else f"{p50:.3g}",
         ratio(versus.latency_ratio) if versus else "-",
+        (versus.speed_verdict if versus else None) or "-",
     )
+
+
+def chain(report: Report) -> list[SubjectRow]:
+    """The reference and what was made of it, step by step: on onnxruntime, without baselines and controls."""
+    return [row for row in report.subjects if row.engine == "onnxruntime" and "/" not in row.name]
+
+
+def deployed(report: Report) -> SubjectRow | None:
+    """The subject in `final/`; the last of the chain where the report does not name it; None without subjects."""
+    rows = chain(report)
+    return next((row for row in rows if row.name == report.best), rows[-1] if rows else None)
+
+
+def noise_sentence(report: Report) -> str:
+    """The noise floor in words; empty where it was not measured."""
+    if report.noise is None:
+        return ""
+    return f"The teacher timed against itself: {ratio(report.noise)}; what lies within that is noise."
+
+
+def simpler(report: Report) -> str:
+    """What of the baselines would do in place of the deployed model; empty where none would."""
+    if not any(one.suffices for one in report.baselines):
+        return ""
+    from compressor.report.baselines import verdict_note  # it loads what baselines are made with
+
+    return verdict_note(report.baselines) or ""
+
+
+def _fitting(rows: Sequence[Sequence[str]], width: int = WIDTH) -> list[tuple[str, ...]]:
+    """The rows, without their precision where names would be cut to fit."""
+    needed = sum(max(len(row[column]) for row in rows) + 2 for column in range(len(rows[0]))) - 2
+    spare = rows[0].index("prec.")
+    return [tuple(cell for place, cell in enumerate(row) if needed <= width or place != spare) for row in rows]
 
 
 def lines(rows: Sequence[Sequence[str]], width: int = WIDTH) -> list[str]:
@@ -84,28 +119,36 @@ def lines(rows: Sequence[Sequence[str]], width: int = WIDTH) -> list[str]:
 
 
 def text(report: Report) -> str:
-    """The table of subjects, what distillation brought, the budget, the verdict and the doubts."""
+    """The table of subjects, what distillation and baselines gave, the budget, the verdict and the doubts."""
     metric = report.task.get("metric", "score")
-    shown = lines([HEADS, *(cells(row) for row in report.subjects)])
+    shown = lines(_fitting([HEADS, *(cells(row) for row in report.subjects)]))
     out = [shown[0], "-" * max(len(line) for line in shown), *shown[1:]]
     rows = report.subjects[0].metric.rows if report.subjects and report.subjects[0].metric else 0
-    out += [
-        "",
-        *_wrapped(f"score: {metric} on {rows:,} rows; [95 % interval]; a drop above 0 is worse, a time below 1 faster"),
-    ]
-    for gained in report.attribution:
-        out += _wrapped(gained.sentence)
+    told = f"score: {metric} on {rows:,} rows; [95 % interval]; a drop above 0 is worse, " if rows else ""
+    out += ["", *_wrapped(f"{told}a time below 1 is faster")]
+    for sentence in _sentences(report):
+        out += _wrapped(sentence)
     if report.budgets:
         out.append("")
         for line in report.budgets:
             against = f" vs {line.vs}" if line.vs else ""
             out += _wrapped(f"budget {line.what}{against} {line.limit}: {line.verdict}. {line.because}")
-    out += [f"verdict: {report.verdict}"]
+    out += [f"verdict: {report.verdict}", *(_wrapped(enough) if (enough := simpler(report)) else [])]
     if report.doubts:
         out += ["", "doubts:"]
         for doubt in report.doubts:
             out += _wrapped(f"- {doubt}")
     return "\n".join(out) + "\n"
+
+
+def _sentences(report: Report) -> list[str]:
+    """What distillation brought, what baselines reach, and a machine that is not good for timing."""
+    found = [one.sentence for one in report.attribution]
+    found += [one.sentence for one in report.baselines if one.sentence]
+    grade = report.quality.get("grade")
+    if grade not in (None, "good"):
+        found.append(f"machine for timing: {grade}; {'; '.join(map(str, report.quality.get('because', ())))}")
+    return found
 
 
 def _wrapped(sentence: str) -> list[str]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from compressor.device import machine_id
 from compressor.errors import GateError, UndecidedError
 from compressor.model.digest import model_digest
+from compressor.runner.baselines import with_baselines
 from compressor.runner.chain import Chain, stages_of
-from compressor.runner.directory import RunDirectory, read_json, read_lines, write_json
+from compressor.runner.deploy import Made, write_report_and_final
+from compressor.runner.directory import RunDirectory, read_json, read_lines
 from compressor.runner.keys import digest, library_versions
 from compressor.runner.prepare import Prepared, check_rows
 from compressor.runner.scoring import answers, onnx_folder
-from compressor.stage import Progress, silent
+from compressor.stage import Progress
 
 if TYPE_CHECKING:
     from compressor.report.model import Report
@@ -33,14 +32,6 @@ class Stop:
     before: str | None
     because: str
     verdict: str
-
-
-@dataclass(frozen=True)
-class Made:
-    """A report and the raw timings behind it, or why there are none."""
-
-    report: Report
-    timings: Mapping[str, Any] | str
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,7 @@ def finish(
         say("report and final: done already")
     else:
         made = _report(chain, ids, best, truncated=check_rows(prepared), progress=progress)
-        _write(chain, made, best, key)
+        write_report_and_final(chain, made, best, key)
         report = made.report
     return Ending(report, directory.final, *_exit(chain, report, stop))
 
@@ -95,7 +86,9 @@ def _stands(directory: RunDirectory, key: str) -> bool:
     record = read_json(directory.report / "key.json")
     if record is None or record.get("key") != key or not directory.final.is_dir():
         return False
-    reports = all((directory.report / name).is_file() for name in ("report.json", "report.md", "index.html"))
+    reports = all(
+        (directory.report / name).is_file() for name in ("report.json", "report.md", "index.html", "answers.npz")
+    )
     return reports and record.get("final") == model_digest(directory.final)
 
 
@@ -133,7 +126,8 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
     """Score every stage on `test`, time it, and put the report together."""
     from compressor.bench.machine import fingerprint
     from compressor.report.assemble import Scored, Told, assemble
-    from compressor.report.measure import row_counts
+    from compressor.report.depth import in_depth
+    from compressor.report.measure import row_counts, worst_apart
     from compressor.report.subjects import score_subjects, time_subjects
 
     data, recipe = chain.data, chain.recipe
@@ -165,16 +159,43 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
         curves=_curves(chain, kept),
         decisions=tuple(line for stage_id in kept for line in distilling(chain.directory.stage(stage_id))),
     )
+    held = recipe.budget if recipe.budget.scores or recipe.budget.latency or recipe.budget.size else None
     report = assemble(
         told,
         subjects,
-        Scored(rows.labels, data.labels, part == "test"),
+        Scored(rows.labels, data.labels, part == "test", rows.texts),
         timings=timings,
         targets=recipe.targets,
-        budget=recipe.budget if recipe.budget.scores or recipe.budget.latency or recipe.budget.size else None,
+        benchmark=recipe.benchmark,
+        budget=held,
         best=best,
     )
-    return Made(report, timings)
+    report = in_depth(
+        report,
+        subjects,
+        data,
+        tokenizer=subjects[0].folder,
+        select=_select_answers(chain, ids, progress) if part == "test" else None,
+        changed=() if chain.smoke else tuple(dict.fromkeys(("teacher", best))),
+        threads=chain.threads,
+        seed=recipe.seed,
+        progress=progress,
+    )
+    report = with_baselines(report, chain, subjects, best, budget=held, progress=progress)
+    again = {"command": f"compress {chain.directory.root / 'recipe.resolved.yaml'}", "seed": recipe.seed}
+    report = report.model_copy(update={"reproduce": {**again, "versions": library_versions()}})
+    return Made(report, timings, tuple(subjects), worst_apart(subjects, "teacher", best, data))
+
+
+def _select_answers(chain: Chain, ids: list[str], progress: Progress) -> dict[str, Any]:
+    """Stage to its model's logits on select, kept where its gate asked for them."""
+    store, data = chain.directory.answers, chain.data
+    return {
+        stage_id: answers(
+            chain.folder(stage_id), "select", data=data, threads=chain.threads, progress=progress, store=store
+        )
+        for stage_id in ids
+    }
 
 
 def _subject(chain: Chain, stage_id: str, part: str, progress: Progress) -> Subject:
@@ -239,6 +260,7 @@ def _pruning(chain: Chain, stage_id: str) -> dict[str, Any] | None:
             {
                 "layer": number,
                 "heads": len(kept["heads"]),
+                "kept_heads": kept["heads"],
                 "heads_before": before["heads"],
                 "ffn": kept["ffn"],
                 "ffn_before": before["ffn"],
@@ -284,41 +306,3 @@ def _notes(chain: Chain) -> tuple[str, ...]:
     if chain.smoke:
         found.append("This was a smoke run: random weights and few rows; its figures mean nothing.")
     return tuple(found)
-
-
-def _write(chain: Chain, made: Made, best: str, key: str) -> None:
-    """The report's files, then `final/` as a whole, then the key that says both stand."""
-    from compressor.report.card import model_card
-    from compressor.report.measure import write_report
-
-    directory = chain.directory
-    (directory.report / "key.json").unlink(missing_ok=True)
-    write_report(made.report, directory.report, made.timings)
-    source = onnx_folder(chain.folder(best), data=chain.data, progress=silent)
-    partial = directory.root / "final.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    manifest = read_json(partial / "compressor.json")
-    verdict = {"verdict": made.report.verdict, "stage": best, "recipe": chain.recipe.name, "version": version()}
-    write_json(partial / "compressor.json", {**manifest, **verdict})
-    hub_id = _hub_id(chain.recipe.teacher.model.path, chain.recipe.base)
-    card = model_card(made.report, best=best, base_model=hub_id, labels=tuple(chain.data.labels))
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(directory.final, ignore_errors=True)
-    os.replace(partial, directory.final)
-    write_json(directory.report / "key.json", {"key": key, "final": model_digest(directory.final)})
-
-
-def _hub_id(path: str, base: Path) -> str | None:
-    """The path as a hub id, None where it is a folder or a package."""
-    return path if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path) and not (base / path).exists() else None
-
-
-def version() -> str:
-    """Version of this package."""
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("bert-compressor")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

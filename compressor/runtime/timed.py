@@ -1,14 +1,17 @@
 """The process that is timed: `python -m compressor.runtime.timed FOLDER --engine E --threads N --rows FILE`.
 
 It loads the model, tokenises the rows, says `{"ready": true, "start_seconds": s}`, then answers each line
-`{"round": r, "rows": [indices], "warmup": n}` on its standard input with `{"ns": [...]}`: nanoseconds of the model's
-own run, batch 1, each row at its own length. `{"quit": true}`, or the end of its input, ends it.
+`{"round": r, "rows": [indices], "warmup": n, "work": {"batch": 1, "length": "data", "end_to_end": false}}` on its
+standard input with `{"ns": [...]}`: nanoseconds of one call a row asked for, of the model's own run or, end to end,
+from text to label. A batch is the row asked for and those after it. `{"quit": true}`, or the end of its input, ends it.
+With `--empty` it loads the engine and no model: what that weighs is not the model's.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import sys
@@ -17,8 +20,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.bench.process import PLAIN, Work
 from compressor.bench.timer import time_calls
-from compressor.data.encode import collate
+from compressor.data.encoded import Encoded, collate
+from compressor.device import Device, open_device
 from compressor.errors import InputError
 from compressor.runtime.onnx import OnnxEngine
 from compressor.runtime.predictor import EngineName, Predictor, load
@@ -26,14 +34,20 @@ from compressor.runtime.predictor import EngineName, Predictor, load
 if TYPE_CHECKING:
     from compressor.data.rows import Text
 
+START = (sys.executable, "-P", "-m", "compressor.runtime.timed")
 
-def timed_command(folder: Path, *, engine: EngineName, threads: int, rows: Path) -> list[str]:
-    """The command line that starts this process; `rows` is a file by `write_rows`.
+
+def timed_command(folder: Path, *, engine: EngineName, threads: int, rows: Path, device: str = "cpu") -> list[str]:
+    """The command line that starts this process; `rows` is a file by `write_rows`, `device` is for torch alone.
 
     `-P` keeps modules in the working directory, such as somebody's evaluate.py, from being taken for installed ones.
     """
-    start = [sys.executable, "-P", "-m", "compressor.runtime.timed", str(folder)]
-    return [*start, "--engine", engine, "--threads", str(threads), "--rows", str(rows)]
+    return [*START, str(folder), "--engine", engine, "--threads", str(threads), "--rows", str(rows), "--device", device]
+
+
+def empty_command(engine: EngineName) -> list[str]:
+    """The command line of a process that loads the engine and no model."""
+    return [*START, "--engine", engine, "--empty"]
 
 
 def write_rows(path: Path, texts: Iterable[Text]) -> Path:
@@ -56,33 +70,85 @@ def read_rows(path: Path) -> list[Text]:
     return rows
 
 
-def calls(predictor: Predictor, texts: Sequence[Text]) -> list[Callable[[], object]]:
-    """One call a row that runs the model on it and nothing else: inputs are made beforehand."""
-    encoded = predictor.encoder.encode(list(texts))
-    inputs = [collate(encoded, [index], predictor.encoder.pad_id) for index in range(len(texts))]
-    runner = predictor.runner
-    if isinstance(runner, OnnxEngine):
-        return [_onnx_call(runner.session.run, runner.feed(row)) for row in inputs]
-    return [_torch_call(runner.model, runner.feed(row)) for row in inputs]
+class Calls:
+    """The calls that a request asks for, whose inputs are made beforehand so that only the call is timed."""
+
+    def __init__(self, predictor: Predictor, texts: Sequence[Text], device: Device | None = None) -> None:
+        """`device` is where a torch model runs; None means on the processor."""
+        self._predictor = predictor
+        self._texts = list(texts)
+        self._encoded = predictor.encoder.encode(self._texts)
+        self._device = device
+
+    def of(self, row: int, work: Work = PLAIN) -> Callable[[], object]:
+        """One call on `row` and, in a batch, the rows after it (from the start again at the end)."""
+        rows = [(row + step) % len(self._texts) for step in range(work.batch)]
+        if work.end_to_end:
+            texts, predict = [self._texts[place] for place in rows], self._predictor.predict
+            return lambda: predict(texts)
+        inputs = batch_of(self._encoded, rows, work.length, self._predictor.encoder.pad_id)
+        runner = self._predictor.runner
+        if isinstance(runner, OnnxEngine):
+            return _onnx_call(runner.session.run, runner.feed(inputs))
+        return _torch_call(runner.model, runner.feed(inputs), self._device)
+
+
+def batch_of(encoded: Encoded, rows: Sequence[int], length: str | int, pad_id: int) -> dict[str, NDArray[np.int64]]:
+    """The rows as one batch: input_ids, attention_mask and token_type_ids, each (len(rows), tokens) int64.
+
+    Args:
+        encoded: all rows.
+        rows: numbers of those in the batch.
+        length: `data` pads to the longest of the batch, `padded` to the longest of all rows; a number makes every row
+            so many tokens, by leaving out or repeating those between its first and last.
+        pad_id: what fills up.
+    """
+    if isinstance(length, int):
+        kept = [spread(int(encoded.lengths[row]), length) for row in rows]
+        ids = [encoded.row(row)[places].tolist() for row, places in zip(rows, kept, strict=True)]
+        types = [encoded.row_types(row)[places].tolist() for row, places in zip(rows, kept, strict=True)]
+        return collate(Encoded.of(ids, types), range(len(rows)), pad_id)
+    made = collate(encoded, rows, pad_id)
+    missing = int(encoded.lengths.max(initial=0)) - made["input_ids"].shape[1] if length == "padded" else 0
+    fill = {"input_ids": pad_id, "attention_mask": 0, "token_type_ids": 0}
+    return {name: np.pad(array, ((0, 0), (0, missing)), constant_values=fill[name]) for name, array in made.items()}
+
+
+def spread(tokens: int, wanted: int) -> NDArray[np.int64]:
+    """Which of a row's `tokens` stand where in one of `wanted`: the first, those between over and over, the last.
+
+    >>> spread(4, 6).tolist(), spread(6, 4).tolist()
+    ([0, 1, 2, 1, 2, 3], [0, 1, 2, 5])
+    """
+    between = np.arange(1, tokens - 1) if tokens > 2 else np.zeros(1, dtype=np.int64)
+    return np.concatenate([[0], np.resize(between, wanted - 2), [tokens - 1]]).astype(np.int64)
 
 
 def _onnx_call(run: Callable[..., object], feed: object) -> Callable[[], object]:
     return lambda: run(None, feed)
 
 
-def _torch_call(model: Callable[..., Any], feed: dict[str, Any]) -> Callable[[], object]:
+def _torch_call(model: Callable[..., Any], feed: dict[str, Any], device: Device | None) -> Callable[[], object]:
     import torch
+
+    if device is not None:
+        feed = {name: tensor.to(device.place()) for name, tensor in feed.items()}
 
     def call() -> object:
         with torch.inference_mode():
-            return model(**feed).logits
+            logits = model(**feed).logits
+        if device is not None:
+            device.synchronise()
+        return logits
 
     return call
 
 
-def answer(request: dict[str, Any], run: Sequence[Callable[[], object]]) -> dict[str, list[int]]:
+def answer(request: dict[str, Any], call_of: Callable[[int, Work], Callable[[], object]]) -> dict[str, list[int]]:
     """Nanoseconds of each row asked for, after `warmup` untimed runs of the first ones."""
-    return {"ns": time_calls(lambda row: run[row](), request["rows"], warmup=int(request.get("warmup", 0)))}
+    work = Work(**request.get("work", {}))
+    made = {row: call_of(row, work) for row in dict.fromkeys(request["rows"])}
+    return {"ns": time_calls(lambda row: made[row](), request["rows"], warmup=int(request.get("warmup", 0)))}
 
 
 def _seconds_alive() -> float:
@@ -94,12 +160,14 @@ def _seconds_alive() -> float:
 def serve(arguments: Sequence[str], requests: TextIO, replies: TextIO) -> None:
     """Load, then answer requests until told to quit."""
     parser = argparse.ArgumentParser(prog="compressor.runtime.timed", description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--empty", action="store_true")
     given = parser.parse_args(arguments)
-    run = calls(load(given.folder, engine=given.engine, threads=given.threads), read_rows(given.rows))
+    call_of = _nothing(given.engine) if given.empty else _open(given)
     gc.collect()
     gc.disable()
     _say(replies, {"ready": True, "start_seconds": _seconds_alive()})
@@ -107,7 +175,23 @@ def serve(arguments: Sequence[str], requests: TextIO, replies: TextIO) -> None:
         request = json.loads(line)
         if request.get("quit"):
             return
-        _say(replies, answer(request, run))
+        _say(replies, answer(request, call_of))
+
+
+def _open(given: argparse.Namespace) -> Callable[[int, Work], Callable[[], object]]:
+    """The calls of the model in the folder given."""
+    predictor = load(given.folder, engine=given.engine, threads=given.threads)
+    device = None if given.device == "cpu" else open_device(given.device)
+    if device is not None and not isinstance(predictor.runner, OnnxEngine):
+        predictor.runner.model.to(device.place())
+    return Calls(predictor, read_rows(given.rows), device).of
+
+
+def _nothing(engine: str) -> Callable[[int, Work], Callable[[], object]]:
+    """No calls, once the libraries that the engine's models need are imported."""
+    importlib.import_module("tokenizers")
+    importlib.import_module("compressor.runtime.torch" if engine == "torch" else "onnxruntime")
+    return lambda row, work: lambda: None
 
 
 def _say(replies: TextIO, message: dict[str, Any]) -> None:

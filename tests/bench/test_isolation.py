@@ -6,10 +6,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fake_subject import FIRST_SLOW
 
-from compressor.bench import isolation
-from compressor.bench.isolation import Command, time_in_turn
+from compressor.bench import process
+from compressor.bench.isolation import MORE_ROUNDS, time_in_turn
+from compressor.bench.process import PLAIN, Command, Work
 from compressor.errors import StageError
 
 FAKE = Path(__file__).with_name("fake_subject.py")
@@ -57,7 +60,7 @@ def test_a_subject_that_answers_something_else_is_named():
 
 
 def test_a_subject_that_stays_silent_is_ended(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(isolation, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(process, "ANSWER_SECONDS", 0.5)
     start = time.monotonic()
     with pytest.raises(StageError, match=r"timing silent: round -1 took more than 0.5 s"):
         time_in_turn([fake("silent", mode="hang")], rows=4, rounds=1, threads=1)
@@ -68,3 +71,48 @@ def test_a_subject_that_stays_silent_is_ended(monkeypatch: pytest.MonkeyPatch):
 def test_two_subjects_of_one_name_are_refused():
     with pytest.raises(ValueError, match="different names"):
         time_in_turn([fake("a"), fake("a")], rows=4, rounds=1, threads=1)
+
+
+def test_further_work_is_timed_apart_from_the_rounds_of_the_ratios():
+    whole, batch = Work(end_to_end=True), Work(batch=4, length="padded")
+    commands = [fake("a", 4.0), fake("b", 2.0)]
+    timing = time_in_turn(commands, rows=12, rounds=6, threads=1, more={whole: ["a", "b"], batch: ["b"]})
+    assert len(timing.rounds_of("a")) == 6
+    assert len(timing.rounds_of("a", whole)) == MORE_ROUNDS
+    assert timing.works_of("a") == (PLAIN, whole)
+    assert timing.works_of("b") == (PLAIN, whole, batch)
+    plain, tokenized = timing.rounds_of("a")[0], timing.rounds_of("a", whole)[0]
+    assert np.median(tokenized) == pytest.approx(2 * np.median(plain), rel=0.01)
+    assert np.median(timing.rounds_of("b", batch)[0]) == pytest.approx(8e6, rel=0.01)
+    assert sum(len(one) for one in timing.rounds_of("b", batch).values()) >= 20
+
+
+def test_the_first_calls_are_kept_and_say_when_the_subject_was_warm():
+    timing = time_in_turn([fake("late", 1.0, "slow start"), fake("even", 1.0)], rows=8, rounds=1, threads=1)
+    late, even = timing.taken["late"], timing.taken["even"]
+    assert len(late.first_calls) > 2 * FIRST_SLOW
+    assert late.warm_from == FIRST_SLOW
+    assert even.warm_from < FIRST_SLOW
+    assert 0 < late.cold_seconds < 30
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell a process's memory")
+def test_memory_is_what_a_process_takes_above_an_empty_one():
+    lean = time_in_turn([fake("lean")], rows=4, rounds=1, threads=1, empty=fake("nothing"))
+    assert 0 <= lean.taken["lean"].peak_bytes < 20_000_000
+    unknown = time_in_turn([fake("lean")], rows=4, rounds=1, threads=1)
+    assert unknown.taken["lean"].peak_bytes is None
+
+
+def test_progress_names_what_is_timed():
+    said = []
+    time_in_turn(
+        [fake("a", 1.0)],
+        rows=4,
+        rounds=2,
+        threads=1,
+        more={Work(end_to_end=True): ["a"], Work(batch=2, length=16): ["a"], Work(batch=3): []},
+        progress=lambda what, done, total: said.append((what, done, total)),
+    )
+    assert said[1] == ("timing", 2, 2)
+    assert {what for what, _done, _total in said} == {"timing", "timing with tokenizing", "timing batch 2, 16 tokens"}

@@ -5,12 +5,17 @@ import pytest
 from scipy import stats
 
 from compressor.bench.statistics import (
+    Interval,
     balanced_orders,
     median_interval,
+    needs_samples,
+    noise_floor,
     p50_by_round,
     percentile,
+    percentile_interval,
     ratio_interval,
     samples_needed,
+    speed_verdict,
 )
 
 
@@ -81,3 +86,66 @@ def test_balanced_orders_give_each_place_and_each_neighbour_equally_often(count:
         assert len({sum(order[place] == item for order in orders) for item in range(count)}) == 1
     after = [(order[i], order[i + 1]) for order in orders for i in range(count - 1)]
     assert len({after.count((a, b)) for a in range(count) for b in range(count) if a != b}) <= 1
+
+
+QUIET = Interval(1.0, 0.99, 1.01)
+NOISY = Interval(1.02, 0.95, 1.10)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "noise", "verdict"),
+    [
+        ((0.50, 0.48, 0.52), QUIET, "faster"),
+        ((2.00, 1.90, 2.10), QUIET, "slower"),
+        ((1.00, 0.985, 1.015), QUIET, "same"),
+        ((0.99, 0.985, 0.995), QUIET, "same"),  # shown to differ, by less than matters
+        ((0.97, 0.955, 0.985), QUIET, "faster"),  # beyond the floor, though not wholly beyond the band
+        ((0.98, 0.95, 1.01), QUIET, "undecided"),
+        ((0.94, 0.92, 0.96), NOISY, "undecided"),  # excludes 1, and lies within what the copy showed
+        ((0.85, 0.82, 0.88), NOISY, "faster"),
+        ((0.97, 0.95, 0.979), None, "faster"),
+        ((0.985, 0.975, 0.995), None, "undecided"),
+        ((1.00, 0.99, 1.01), Interval(1.05, 1.04, 1.06), "undecided"),  # a copy seems 4 % slower: nothing is the same
+    ],
+)
+def test_a_verdict_needs_an_effect_beyond_the_noise_floor(ratio: tuple, noise: Interval | None, verdict: str):
+    assert speed_verdict(Interval(*ratio), noise) == verdict
+
+
+@pytest.mark.parametrize("noise", [QUIET, NOISY, None])
+def test_the_verdict_of_the_inverse_is_the_opposite(noise: Interval | None):
+    opposite = {"faster": "slower", "slower": "faster", "undecided": "undecided"}
+    for value in np.geomspace(0.5, 2.0, 41):
+        ratio = Interval(value, value / 1.04, value * 1.04)
+        inverse = Interval(1 / value, 1 / ratio.high, 1 / ratio.low)
+        assert speed_verdict(inverse, noise) == opposite[speed_verdict(ratio, noise)]
+
+
+def test_the_noise_floor_counts_both_directions_and_is_never_below_one():
+    assert noise_floor(Interval(0.97, 0.8, 1.1)) == 1.25
+    assert noise_floor(Interval(1.05, 1.0, 1.1)) == 1.1
+    assert noise_floor(Interval(1.0, 1.0, 1.0)) == 1.0
+
+
+def test_ratios_that_are_not_positive_are_refused():
+    with pytest.raises(ValueError, match="above 0"):
+        speed_verdict(Interval(0.5, 0.0, 1.0), None)
+
+
+def test_a_percentile_that_is_not_earned_says_what_it_needs():
+    assert needs_samples(0.9, 99) == "p90 needs 100 samples"
+    assert needs_samples(0.99, 999) == "p99 needs 1,000 samples"
+    assert needs_samples(0.999, 10_000) is None
+    assert percentile_interval([1] * 999, 0.99) is None
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.5, 20), (0.5, 301), (0.9, 100), (0.99, 1000)])
+def test_the_ends_of_a_percentile_are_the_samples_that_the_binomial_law_names(share: float, count: int):
+    samples = np.random.default_rng(4).permutation(count) + 1  # sample k is the k-th smallest
+    found = percentile_interval(samples, share)
+    assert found is not None
+    low, high = round(found.low * 1e6), round(found.high * 1e6)
+    below = stats.binom(count, share)  # samples below the true percentile
+    assert below.cdf(high - 1) - below.cdf(low - 1) >= 0.95
+    assert below.cdf(low) > 0.025  # the next sample up would miss more than 2.5 % of the time
+    assert below.cdf(high - 2) < 0.975

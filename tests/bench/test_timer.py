@@ -24,6 +24,7 @@ def test_slots_last_about_as_long_for_fast_and_slow_subjects():
 def test_a_slow_subject_still_gets_eight_rows():
     assert plan_slots([1e9], 64).rows_per_round == 8
     assert plan_slots([1e9], 3).rows_per_round == 3
+    assert plan_slots([1e9], 64, fewest=4).rows_per_round == 4
 
 
 def test_all_rows_take_part_over_the_rounds():

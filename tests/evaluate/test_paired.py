@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from compressor.errors import InputError
-from compressor.evaluate.paired import agreement, drop, flips, rows_to_decide, score_interval
+from compressor.evaluate.paired import agreement, drop, flips, mcnemar, rows_to_decide, score_interval, wilson
 
 LABELS = ("no", "yes")
 
@@ -137,3 +137,29 @@ def test_many_classes_take_little_memory(monkeypatch: pytest.MonkeyPatch):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 200e6
+
+
+@pytest.mark.parametrize(("lost", "won"), [(9, 2), (0, 6), (30, 41), (5, 5)])
+def test_mcnemar_is_the_binomial_law_of_the_flips_on_both_sides(lost: int, won: int):
+    fewer = min(lost, won)
+    assert mcnemar(lost, won) == pytest.approx(min(1.0, 2 * stats.binom.cdf(fewer, lost + won, 0.5)))
+    assert mcnemar(lost, won) == mcnemar(won, lost)
+    assert mcnemar(0, 0) == 1.0
+
+
+def test_equal_models_are_called_unequal_in_at_most_one_run_of_twenty():
+    alarms = 0
+    for seed in range(600):
+        references, before, after = two_models(seed, 400, 0.03, 0.03)
+        counts = flips(before, after, references)
+        alarms += mcnemar(counts.lost, counts.won) < 0.05
+    assert alarms / 600 <= 0.06
+
+
+@pytest.mark.parametrize(("right", "rows"), [(0, 12), (12, 12), (7, 40), (499, 500)])
+def test_wilsons_interval_is_scipys(right: int, rows: int):
+    ends = stats.binomtest(right, rows).proportion_ci(0.9, method="wilson")
+    found = wilson(right / rows, rows, confidence=0.9)
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=1e-12)
+    with pytest.raises(ValueError, match=r"got 1\.5 of 3 rows"):
+        wilson(1.5, 3)

@@ -171,7 +171,7 @@ def test_everything_but_data_and_teacher_has_a_default(project):
         ("int8", "quantize"),
         ("ship", "export"),
     ]
-    assert list(recipe.targets) == ["cpu"]
+    assert list(recipe.targets) == ["cpu", "gpu"]
 
 
 def test_the_stages_that_a_recipe_gets_without_stages_are_those_it_can_extend(project):

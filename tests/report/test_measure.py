@@ -75,14 +75,14 @@ def test_measure_without_timing_starts_no_process(
 def test_the_same_file_is_timed_once(tiny_classifier: Path, data: DataSets, monkeypatch: pytest.MonkeyPatch):
     asked = []
     monkeypatch.setattr(
-        "compressor.report.subjects.time_in_turn", lambda commands, **_: asked.extend(one.name for one in commands)
+        "compressor.report.workloads.time_in_turn", lambda commands, **_: asked.extend(one.name for one in commands)
     )
     twins = [Subject(name, tiny_classifier, engine="torch") for name in ("teacher", "copy")]
-    targets = {"cpu": TARGETS["cpu"].model_copy(update={"engine": "torch"})}
+    targets = TARGETS | {"cpu": TARGETS["cpu"].model_copy(update={"engine": "torch"})}
     time_subjects(twins, ["a text"], targets=targets)
     assert asked == ["teacher@torch", "teacher@torch/aa"]
-    with pytest.raises(InputError, match="no target 'gpu'; there are cpu"):
-        time_subjects(twins, ["a text"], benchmark=Benchmark(targets=["gpu"]), targets=targets)
+    with pytest.raises(InputError, match="no target 'tpu'; there are cpu, gpu"):
+        time_subjects(twins, ["a text"], benchmark=Benchmark(targets=["tpu"]), targets=targets)
 
 
 def test_a_model_compared_with_itself_differs_nowhere(tiny_classifier: Path, data: DataSets):

@@ -4,14 +4,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from model_folders import TEXTS, write_classifier
 
 import compressor
-from compressor.bench.isolation import Command, time_in_turn
+from compressor.bench.isolation import time_in_turn
+from compressor.bench.process import PLAIN, Command, Work
+from compressor.data.encoded import Encoded
 from compressor.errors import InputError
 from compressor.export.exporter import Exporter
-from compressor.runtime.timed import answer, read_rows, timed_command, write_rows
+from compressor.runtime.predictor import load
+from compressor.runtime.timed import (
+    Calls,
+    answer,
+    batch_of,
+    empty_command,
+    read_rows,
+    spread,
+    timed_command,
+    write_rows,
+)
 
 ENV = {"PYTHONPATH": str(Path(compressor.__file__).parents[1])}
 
@@ -34,11 +47,20 @@ def test_rows_come_back_as_they_were_written(tmp_path):
 def test_warm_up_runs_are_not_in_the_answer():
     ran = []
     calls = [lambda number=number: ran.append(number) for number in range(3)]
-    taken = answer({"round": 0, "rows": [2, 1, 2], "warmup": 4}, calls)
+    made = []
+
+    def call_of(row, work):
+        made.append((row, work))
+        return calls[row]
+
+    taken = answer({"round": 0, "rows": [2, 1, 2], "warmup": 4}, call_of)
+    assert made == [(2, PLAIN), (1, PLAIN)]
     assert ran == [2, 1, 2, 2, 2, 1, 2]
     assert len(taken["ns"]) == 3
     assert all(isinstance(each, int) and each >= 0 for each in taken["ns"])
-    assert answer({"round": 1, "rows": [], "warmup": 2}, calls) == {"ns": []}
+    assert answer({"round": 1, "rows": [], "warmup": 2}, call_of) == {"ns": []}
+    assert len(answer({"rows": [0], "work": {"batch": 3, "length": 9, "end_to_end": False}}, call_of)["ns"]) == 1
+    assert made[-1] == (0, Work(batch=3, length=9))
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
@@ -81,3 +103,81 @@ def test_modules_in_the_working_directory_are_not_imported(folders, tmp_path):
     env = {**os.environ, **ENV}
     done = subprocess.run(command, input="", capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+ROWS = Encoded.of([[2, 7, 8, 3], [2, 3], [2, 5, 6, 7, 8, 9, 3]])
+
+
+def test_a_batch_is_padded_to_its_own_longest_row_or_to_that_of_all():
+    own = batch_of(ROWS, [0, 1], "data", pad_id=1)
+    assert own["input_ids"].tolist() == [[2, 7, 8, 3], [2, 3, 1, 1]]
+    assert own["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    whole = batch_of(ROWS, [0, 1], "padded", pad_id=1)
+    assert whole["input_ids"].tolist() == [[2, 7, 8, 3, 1, 1, 1], [2, 3, 1, 1, 1, 1, 1]]
+    assert whole["attention_mask"].sum() == own["attention_mask"].sum()
+    assert whole["token_type_ids"].shape == (2, 7)
+
+
+def test_rows_of_a_given_length_are_whole_and_keep_their_ends():
+    batch = batch_of(ROWS, [0, 1, 2], 5, pad_id=1)
+    assert batch["input_ids"].tolist() == [[2, 7, 8, 7, 3], [2, 2, 2, 2, 3], [2, 5, 6, 7, 3]]
+    assert batch["attention_mask"].all()
+    for tokens in range(2, 9):
+        for wanted in range(3, 12):
+            places = spread(tokens, wanted)
+            assert len(places) == wanted
+            assert (places[0], places[-1]) == (0, tokens - 1)
+            assert set(places) <= set(range(tokens))
+    assert spread(6, 6).tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+def test_padding_and_batches_change_no_answer(folders, engine):
+    predictor = load(folders[engine], engine=engine, threads=1)
+    calls = Calls(predictor, TEXTS[:4])
+    wanted = predictor.logits(TEXTS[:4])
+
+    def answered(work: Work) -> np.ndarray:
+        found = calls.of(2, work)()
+        return np.asarray(found[0] if engine == "onnxruntime" else found)
+
+    assert np.allclose(answered(PLAIN), wanted[[2]], atol=1e-4)
+    assert np.allclose(answered(Work(length="padded")), wanted[[2]], atol=1e-4)
+    assert np.allclose(answered(Work(batch=3)), wanted[[2, 3, 0]], atol=1e-4)
+    assert answered(Work(batch=5, length=12)).shape == (5, 2)
+    assert calls.of(1, Work(end_to_end=True, batch=2))() == predictor.predict(TEXTS[1:3])
+
+
+def test_a_torch_call_waits_for_its_device(folders):
+    waited = []
+
+    class Counting:
+        name = "cpu"
+
+        def place(self):
+            return "cpu"
+
+        def synchronise(self):
+            waited.append(1)
+
+    predictor = load(folders["torch"], engine="torch", threads=1)
+    logits = Calls(predictor, TEXTS[:2], Counting()).of(0)()
+    assert waited == [1]
+    assert np.allclose(np.asarray(logits), predictor.logits(TEXTS[:1]), atol=1e-5)
+
+
+def test_an_empty_process_takes_less_memory_than_one_with_a_model(folders, tmp_path):
+    rows = write_rows(tmp_path / "rows", TEXTS[:4])
+    command = timed_command(folders["onnxruntime"], engine="onnxruntime", threads=1, rows=rows)
+    timing = time_in_turn(
+        [Command("model", tuple(command), ENV)],
+        rows=4,
+        rounds=1,
+        threads=1,
+        slot_seconds=0.01,
+        more={Work(end_to_end=True): ["model"], Work(batch=2, length=16): ["model"]},
+        empty=Command("nothing", tuple(empty_command("onnxruntime")), ENV),
+    )
+    assert 0 < timing.taken["model"].peak_bytes < 200_000_000
+    assert timing.taken["model"].cold_seconds >= timing.start_seconds["model"] - 0.5
+    assert len(timing.works_of("model")) == 3

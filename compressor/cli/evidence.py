@@ -1,0 +1,225 @@
+"""The verbs that measure and compare: bench, inspect, diff, verify, score."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from compressor.cli.app import app
+from compressor.cli.display import Display, complain, working
+from compressor.cli.ending import Ending
+from compressor.cli.verbs import AsJson
+from compressor.errors import CompressorError, GateError
+
+if TYPE_CHECKING:
+    from compressor.bench.settings import Benchmark
+    from compressor.data.rows import DataSets
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show the result and errors only.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of each model; all unless given.")]
+Rounds = Annotated[int, typer.Option(min=3, max=1000, metavar="N", help="Slots of about 0.3 s that each model gets.")]
+Text = Annotated[
+    list[str] | None, typer.Option("--text", metavar="COLUMN", help="Column of the text; twice for a pair.")
+]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, run directory, hub id or pypi:// name.")]
+
+
+@app.command("bench")
+def bench_command(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Model folders, run directories, hub ids or pypi:// names.")
+    ],
+    rows: Annotated[
+        Path | None, typer.Option("--rows", metavar="FILE", help="Rows to time and, with labels, score.")
+    ] = None,
+    text: Text = None,
+    label: Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="Column of the label.")] = None,
+    rounds: Rounds = 15,
+    threads: Threads = None,
+    scenario: Annotated[
+        list[str] | None, typer.Option("--scenario", metavar="NAME", help="'one core', offline or arrivals, too.")
+    ] = None,
+    p99_ms: Annotated[
+        float | None, typer.Option("--p99-ms", metavar="MS", help="What 99 of 100 arrivals may take at most.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", metavar="N", help="Batches of so many rows, too.")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", metavar="X", help="What this machine costs an hour.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the report's files.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time any text classifiers side by side.
+
+    All are held against the first, and scored where the rows have labels. Models of other tools are exported first
+    where they hold no ONNX. Without --rows a few built-in sentences are timed.
+    """
+    with Ending(out):
+        from compressor.report.bench import bench
+
+        with working(quiet=quiet, as_json=as_json) as display:
+            report = bench(
+                paths,
+                rows=rows,
+                text=text or (),
+                label=label,
+                rounds=rounds,
+                benchmark=_benchmark(scenario or (), p99_ms, batch or (), price),
+                threads=threads,
+                progress=display,
+                out=out,
+            )
+        print(report.to_json() if as_json else report.table(), end="")
+        if out is not None and not as_json:
+            print(f"report: {out / 'index.html'}")
+
+
+def _benchmark(
+    scenarios: Sequence[str], p99_ms: float | None, batches: Sequence[int], price: float | None
+) -> Benchmark:
+    """The settings of a recipe's `benchmark`, from the options."""
+    from compressor.bench.settings import Benchmark
+    from compressor.stage import settings_of
+
+    asked: dict[str, Any] = {"p99_ms": p99_ms, "price": price}
+    if scenarios:
+        asked["scenarios"] = ["single stream", *(name for name in scenarios if name != "single stream")]
+    if batches:
+        asked["grid"] = {"batch": list(batches), "length": ["data", "padded"]}
+    return settings_of(Benchmark, asked, "bench")
+
+
+@app.command("inspect")
+def inspect_command(model: Model, threads: Threads = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
+    """Show what MODEL is made of, and what its parts take.
+
+    Heads, neurons, parameters, multiply-adds, bytes and measured time of embeddings, layers and classifier.
+    """
+    with Ending(), tempfile.TemporaryDirectory(prefix="compressor-inspect-") as work:
+        from compressor.report.foreign import open_model
+        from compressor.report.inspect import inspect_model
+
+        with working(quiet=quiet, as_json=as_json) as display:
+            opened = open_model(model, work=Path(work) / "models", progress=display)
+            found = inspect_model(
+                opened.folder, threads=threads, name=model, precision=opened.precision, progress=display
+            )
+        print(_as_json(found.to_dict()) if as_json else found.table(), end="")
+
+
+@app.command("diff")
+def diff_command(
+    one: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, or a report.json.")],
+    other: Annotated[Path, typer.Argument(metavar="RUN", help="Another.")],
+    across: Annotated[
+        bool, typer.Option("--across-machines", help="Show times although they are of different machines.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how two runs differ.
+
+    Recipe, environment, scores (paired where both kept their answers) and, of one machine, times.
+    """
+    with Ending():
+        from compressor.report.diff import diff
+
+        found = diff(one, other, across_machines=across)
+        print(_as_json(found.to_dict()) if as_json else found.text(), end="")
+
+
+@app.command("verify")
+def verify_command(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|FINAL", help="Run directory, or the folder of a deployed model.")
+    ],
+    time: Annotated[bool, typer.Option("--time", help="Measure it beside the teacher again, too.")] = False,
+    rounds: Rounds = 15,
+    threads: Threads = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check that a model is still what its report says.
+
+    Looks at hashes, opens the model, asks it what it was asked when it was made, and scores it on the run's rows again.
+    Exit code 3 where something differs.
+    """
+    with Ending():
+        from compressor.report.verify import verify
+
+        with working(quiet=quiet, as_json=as_json) as display:
+            rows = _rows_of(path, display)
+            found = verify(path, rows=rows, time=time, rounds=rounds, threads=threads, progress=display)
+        if as_json:
+            print(_as_json(found.to_dict()), end="")
+        else:
+            width = max(len(check.subject) for check in found.checks)
+            for check in found.checks:
+                print(f"{check.state:<11}  {check.subject:<{width}}  {check.words}")
+        if not found.passed:
+            failed = [check.subject for check in found.checks if check.state == "fail"]
+            raise GateError(f"{path} is not what was recorded: {', '.join(failed) or 'nothing could be checked'}")
+
+
+def _rows_of(run: Path, display: Display) -> DataSets | None:
+    """The rows of a run's recipe, without network; None where they are not here any more, which is said."""
+    recipe = run / "recipe.resolved.yaml"
+    if not recipe.is_file():
+        return None
+    from compressor.recipe.recipe import Recipe
+    from compressor.runner.prepare import prepare
+
+    try:
+        prepared = prepare(Recipe.load(recipe), progress=display, offline=True)
+    except CompressorError as error:
+        complain(f"the run's rows are not here: {next(iter(str(error).splitlines()), '')}")
+        return None
+    return None if prepared is None else prepared.data
+
+
+@app.command("score")
+def score_command(
+    model: Model,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Rows without labels.")],
+    against: Annotated[str, typer.Option("--against", metavar="TEACHER", help="The model it is to answer like.")],
+    drift: Annotated[
+        str | None, typer.Option("--drift", metavar="FILE2", help="Other rows: do they look like those of FILE?")
+    ] = None,
+    text: Text = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold MODEL against its teacher without labels.
+
+    Agreement, divergence, expected accuracy and, with a second file, drift.
+    """
+    with Ending(), tempfile.TemporaryDirectory(prefix="compressor-score-") as work:
+        from compressor.report.foreign import open_model
+        from compressor.report.score import score
+
+        with working(quiet=quiet, as_json=as_json) as display:
+            ours, theirs = (open_model(one, work=Path(work) / "models", progress=display) for one in (model, against))
+            found = score(ours.folder, theirs.folder, file, drift=drift, text=text, threads=threads, progress=display)
+        named = _named(found.to_dict(), model, against)
+        if as_json:
+            print(_as_json(named), end="")
+        else:
+            for line in found.sentences():
+                print(line.replace(str(ours.folder), model).replace(str(theirs.folder), against))
+
+
+def _named(found: dict[str, Any], model: str, against: str) -> dict[str, Any]:
+    """The score with the models called as they were asked for."""
+    return {**found, "model": model, "against": against}
+
+
+def _as_json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,175 @@
+"""What the benchmark of a recipe means for processes: which work and which scenarios each subject is timed at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.bench.isolation import Timing, time_in_turn
+from compressor.bench.process import PLAIN, Command, Work
+from compressor.bench.scenarios import Answered, arrivals, offline
+from compressor.bench.settings import Benchmark, Target
+from compressor.device import training_device, usable_threads
+from compressor.errors import InputError
+from compressor.model.manifest import read_manifest
+from compressor.stage import Progress
+
+if TYPE_CHECKING:
+    from compressor.report.subjects import Subject
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Subjects of one engine on the rows they are timed with, at one target."""
+
+    subjects: Mapping[str, Subject]
+    """Name of the process to the subject that it runs."""
+    twin: str | None
+    """Name of the process that runs the reference a second time, which does the plain work alone."""
+    rows_file: Path
+    """By runtime.timed.write_rows."""
+    rows: int
+    """How many the file holds."""
+    target: Target
+    benchmark: Benchmark
+    seed: int
+    progress: Progress
+
+    @property
+    def threads(self) -> int:
+        """Threads each subject may use."""
+        return self.target.threads or usable_threads()
+
+    def command(self, name: str, threads: int) -> Command:
+        """What starts a subject with so many threads."""
+        from compressor.runtime.timed import timed_command
+
+        one, device = self.subjects[name], self.target.device
+        line = timed_command(one.folder, engine=one.engine, threads=threads, rows=self.rows_file, device=device)
+        return Command(name, tuple(line), environment(threads))
+
+    def time(self, *, scenarios: bool) -> Timing:
+        """Raw samples of all work asked for, and with `scenarios` of those too (on the processor alone)."""
+        from compressor.runtime.timed import empty_command
+
+        timing = time_in_turn(
+            [self.command(name, self.threads) for name in self.subjects],
+            rows=self.rows,
+            rounds=self.benchmark.rounds,
+            threads=self.threads,
+            more=self.further_work(),
+            empty=Command("nothing", tuple(empty_command(self.target.engine)), environment(self.threads)),
+            progress=self.progress,
+        )
+        asked = set(self.benchmark.scenarios) - {"single stream"}
+        if not scenarios or not asked or self.target.device != "cpu":
+            return timing
+        one_core = self._one_core() if "one core" in asked else None
+        return replace(timing, one_core=one_core, answered=tuple(self._answered(timing)))
+
+    @property
+    def names(self) -> list[str]:
+        """The subjects without the twin."""
+        return [name for name in self.subjects if name != self.twin]
+
+    def further_work(self) -> dict[Work, list[str]]:
+        """Work beside the plain one, with the subjects that can do it."""
+        folders = {name: self.subjects[name].folder for name in self.names}
+        return {
+            work: [name for name, folder in folders.items() if too_long(folder, work) is None]
+            for work in works_asked(self.benchmark, self.target)
+        }
+
+    def _one_core(self) -> Timing:
+        return time_in_turn(
+            [self.command(name, 1) for name in self.subjects],
+            rows=self.rows,
+            rounds=self.benchmark.rounds,
+            threads=1,
+            progress=lambda _what, done, total: self.progress("timing on one core", done, total),
+        )
+
+    def _answered(self, timing: Timing) -> list[Answered]:
+        """Offline and arrivals of every subject, tokenizing included unless that was switched off."""
+        found: list[Answered] = []
+        work = Work(end_to_end=self.benchmark.end_to_end)
+        for scenario in (one for one in self.benchmark.scenarios if one in ("offline", "arrivals")):
+            for number, name in enumerate(self.names):
+                self.progress(scenario, number, len(self.names))
+                samples = [nanoseconds for one in timing.rounds_of(name, work).values() for nanoseconds in one]
+                run = self._offline if scenario == "offline" else self._arrivals
+                found.append(run(name, work, sum(samples) / len(samples) / 1e9, timing.cpus))
+            self.progress(scenario, len(self.names), len(self.names))
+        return found
+
+    def _offline(self, name: str, work: Work, seconds_per_row: float, cpus: tuple[int, ...] | None) -> Answered:
+        return offline(
+            lambda threads: self.command(name, threads),
+            cpus=cpus,
+            threads=self.threads,
+            rows=self.rows,
+            seconds_per_row=seconds_per_row,
+            work=work,
+        )
+
+    def _arrivals(self, name: str, work: Work, seconds_per_row: float, cpus: tuple[int, ...] | None) -> Answered:
+        assert self.benchmark.p99_ms is not None
+        return arrivals(
+            self.command(name, self.threads),
+            cpus=cpus,
+            threads=self.threads,
+            rows=self.rows,
+            seconds_per_row=seconds_per_row,
+            limit_ms=self.benchmark.p99_ms,
+            work=work,
+            seed=self.seed,
+        )
+
+
+def works_asked(benchmark: Benchmark, target: Target) -> tuple[Work, ...]:
+    """Work beside the plain one: with tokenizing (on the processor alone), and the grid.
+
+    >>> works_asked(Benchmark(), Target())
+    (Work(batch=1, length='data', end_to_end=True),)
+    """
+    whole = [Work(end_to_end=True)] if benchmark.end_to_end and target.device == "cpu" else []
+    grid = benchmark.grid
+    sizes = [] if grid is None else [Work(batch, length) for batch in grid.batch for length in grid.length]
+    return tuple(dict.fromkeys(work for work in whole + sizes if work != PLAIN))
+
+
+def too_long(folder: Path, work: Work) -> str | None:
+    """Why the model in the folder cannot do the work: rows longer than it reads; None where it can."""
+    if not isinstance(work.length, int):
+        return None
+    most = read_manifest(folder).max_tokens
+    return None if work.length <= most else f"the model reads {most} tokens a row at most"
+
+
+def skipped(target: Target) -> str | None:
+    """Why nothing is timed at a target here; None where it can be."""
+    if target.device == "gpu" and training_device() != "gpu":
+        return "this machine has no NVIDIA device that the installed torch can use"
+    return None
+
+
+def check_targets(benchmark: Benchmark, targets: Mapping[str, Target]) -> None:
+    """Nothing, where every target asked for is defined; InputError else."""
+    for name in benchmark.targets:
+        if name not in targets:
+            raise InputError(f"benchmark.targets: no target {name!r}; there are {', '.join(targets)}")
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Variables of a timed process: its thread count, no network, and where this package lies."""
+    home = str(Path(__file__).resolve().parents[2])
+    known = os.environ.get("PYTHONPATH")
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join([home, known]) if known else home,
+    }

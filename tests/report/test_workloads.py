@@ -1,0 +1,94 @@
+"""What a benchmark asks of processes, and all of it on a tiny model."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from model_folders import TEXTS, write_classifier
+
+from compressor.bench import scenarios
+from compressor.bench.process import PLAIN, Work
+from compressor.bench.settings import TARGETS, Benchmark, Target
+from compressor.export.exporter import Exporter
+from compressor.report.latency import latency_rows
+from compressor.report.resources import resources
+from compressor.report.subjects import Subject, time_subjects
+from compressor.report.workloads import skipped, too_long, works_asked
+
+WHOLE = Work(end_to_end=True)
+
+
+def test_the_default_benchmark_adds_tokenizing_alone():
+    assert works_asked(Benchmark(), Target()) == (WHOLE,)
+    assert works_asked(Benchmark(end_to_end=False), Target()) == ()
+    assert works_asked(Benchmark(), TARGETS["gpu"]) == ()
+
+
+def test_a_grid_is_every_batch_with_every_length_but_the_plain_one():
+    asked = Benchmark.model_validate({"grid": {"batch": [1, 8], "length": ["data", "padded", 16]}, "end_to_end": False})
+    found = works_asked(asked, Target())
+    assert [(work.batch, work.length) for work in found] == [
+        (1, "padded"),
+        (1, 16),
+        (8, "data"),
+        (8, "padded"),
+        (8, 16),
+    ]
+
+
+def test_a_model_does_only_what_it_reads(tiny_classifier: Path):
+    assert too_long(tiny_classifier, Work(length=128)) is None
+    assert too_long(tiny_classifier, Work(length=129)) == "the model reads 128 tokens a row at most"
+    assert too_long(Path("nowhere"), Work(batch=999, length="padded")) is None
+
+
+def test_a_gpu_is_skipped_where_there_is_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("compressor.report.workloads.training_device", lambda: "cpu")
+    assert skipped(Target()) is None
+    assert "no NVIDIA device" in skipped(TARGETS["gpu"])
+    monkeypatch.setattr("compressor.report.workloads.training_device", lambda: "gpu")
+    assert skipped(TARGETS["gpu"]) is None
+
+
+def test_everything_that_is_asked_for_is_timed(tmp_path: Path, tiny_classifier: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scenarios, "REQUESTS", 60)
+    monkeypatch.setattr(scenarios, "TRIALS", 1)
+    monkeypatch.setattr(scenarios, "OFFLINE_SECONDS", 0.02)
+    monkeypatch.setattr("compressor.report.workloads.training_device", lambda: "cpu")
+    folder = Path(Exporter(write_classifier(tmp_path / "torch", tiny_classifier)).export(tmp_path / "onnx"))
+    benchmark = Benchmark.model_validate(
+        {
+            "targets": ["gpu", "mine"],
+            "rounds": 3,
+            "scenarios": ["single stream", "one core", "offline", "arrivals"],
+            "p99_ms": 2000.0,
+            "price": 1.0,
+            "grid": {"batch": [1, 4], "length": ["padded", 4096]},
+        }
+    )
+    said = set()
+    subject = Subject("teacher", folder)
+    targets = TARGETS | {"mine": Target(threads=1)}
+    timings = time_subjects(
+        [subject], TEXTS, benchmark=benchmark, targets=targets, progress=lambda what, _done, _total: said.add(what)
+    )
+    assert list(timings) == ["mine"]
+    timing = timings["mine"]
+    assert timing.works_of("teacher") == (PLAIN, WHOLE, Work(1, "padded"), Work(4, "padded"))
+    assert timing.works_of("teacher/aa") == (PLAIN,)
+    assert len(timing.one_core.rounds_of("teacher/aa")) == 3
+    assert {"timing", "timing on one core", "offline", "arrivals"} <= said
+    rows = latency_rows("teacher", timings, folder=folder, targets=targets, benchmark=benchmark)
+    assert [(row.scenario, row.status) for row in rows if row.length != 4096] == [
+        *[("single stream", "measured")] * 4,
+        ("one core", "measured"),
+        ("offline", "measured"),
+        ("arrivals", "measured"),
+    ]
+    assert [row.status for row in rows if row.length == 4096] == ["not measured"] * 2
+    assert {row.rows_per_second is not None for row in rows if row.scenario in ("offline", "arrivals")} == {True}
+    taken = resources(subject, "teacher", timings, texts=TEXTS, price=benchmark.price)
+    assert taken.cost_per_million > 0
+    assert taken.reasons["cost_per_million"].endswith("of offline")
+    assert json.loads(json.dumps(asdict(timing)))["answered"][1]["scenario"] == "arrivals"
