@@ -117,7 +117,7 @@ def test_the_report_says_what_simple_models_reach_and_what_deciding_flattered(re
     assert row["calibration"]["temperature"] > 0
     assert row["resources"]["peak_memory_bytes"] > 0
     assert [one["end_to_end"] for one in row["latency"]] == [False, True]
-    assert row["latency"][1]["p50_ms"] > row["latency"][0]["p50_ms"] * 0.9
+    assert all(one["status"] == "measured" and one["samples"] >= 12 for one in row["latency"])
 
 
 def test_a_second_run_makes_nothing(quickstart):

@@ -12,7 +12,7 @@ from compressor.bench.machine import busy_share, load, pick_cpus, stolen_seconds
 from compressor.bench.process import PLAIN, Command, Process, Work
 from compressor.bench.resources import Energy, Taken
 from compressor.bench.scenarios import Answered
-from compressor.bench.statistics import balanced_orders
+from compressor.bench.statistics import orders_of_rounds
 from compressor.bench.timer import FEWEST_ROWS, SLOT_SECONDS, SlotPlan, plan_slots, rows_of_round
 from compressor.bench.warmup import warm_from
 
@@ -226,11 +226,11 @@ def _slots(
     what: str,
 ) -> list[Slot]:
     """One slot of every subject in each round, in a balanced order."""
-    orders = balanced_orders(len(running))
+    orders = orders_of_rounds(len(running), rounds)
     slots: list[Slot] = []
     for number in range(rounds):
         here = rows_of_round(number, plan.rows_per_round, rows)
-        for place, which in enumerate(orders[number % len(orders)]):
+        for place, which in enumerate(orders[number]):
             asked = here * plan.repeats[which]
             process = running[which].process
             taken = ask(process, number, asked)

@@ -173,3 +173,19 @@ def balanced_orders(count: int) -> list[list[int]]:
         low, high = (low + 1, high) if place % 2 == 0 else (low, high - 1)
     orders = [[(item + shift) % count for item in zigzag] for shift in range(count)]
     return orders + [order[::-1] for order in orders] if count % 2 and count > 1 else orders
+
+
+def orders_of_rounds(count: int, rounds: int) -> list[list[int]]:
+    """One order of `count` subjects for each round: a whole balanced design after the other, each with drawn roles.
+
+    The draw, the same at every call, keeps one subject from always coming last before the same one begins a round.
+
+    >>> [sorted(order) for order in orders_of_rounds(3, 2)]
+    [[0, 1, 2], [0, 1, 2]]
+    """
+    random, balanced = np.random.default_rng(0), balanced_orders(count)
+    found: list[list[int]] = []
+    while len(found) < rounds:
+        roles = random.permutation(count).tolist()
+        found += [[roles[role] for role in balanced[place]] for place in random.permutation(len(balanced))]
+    return found[:rounds]

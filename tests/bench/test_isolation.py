@@ -37,7 +37,7 @@ def test_every_subject_times_the_same_rows_in_every_round():
 def test_the_order_changes_from_round_to_round():
     timing = time_in_turn([fake("a"), fake("b")], rows=8, rounds=4, threads=1)
     first = [slot.subject for slot in timing.slots if slot.place == 0]
-    assert first == ["a", "b", "a", "b"]
+    assert sorted(first[:2]) == sorted(first[2:]) == ["a", "b"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot pin")

@@ -1,5 +1,8 @@
 """Figures from raw timings, against scipy, numpy and simulated data."""
 
+from collections import Counter
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -10,6 +13,7 @@ from compressor.bench.statistics import (
     median_interval,
     needs_samples,
     noise_floor,
+    orders_of_rounds,
     p50_by_round,
     percentile,
     percentile_interval,
@@ -149,3 +153,26 @@ def test_the_ends_of_a_percentile_are_the_samples_that_the_binomial_law_names(sh
     assert below.cdf(high - 1) - below.cdf(low - 1) >= 0.95
     assert below.cdf(low) > 0.025  # the next sample up would miss more than 2.5 % of the time
     assert below.cdf(high - 2) < 0.975
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_orders_of_rounds_are_balanced_designs_one_after_the_other(count: int) -> None:
+    size = len(balanced_orders(count))
+    found = orders_of_rounds(count, 3 * size)
+    for start in range(0, len(found), size):
+        orders = found[start : start + size]
+        assert {tuple(sorted(Counter(column).values())) for column in zip(*orders, strict=True)} == {
+            (size // count,) * count
+        }
+        follows = Counter(pair for order in orders for pair in pairwise(order))
+        assert set(follows.values()) == {size // count}
+    assert found == orders_of_rounds(count, 3 * size)
+
+
+def test_over_many_rounds_each_subject_follows_each_other_about_as_often_across_rounds_too() -> None:
+    found = orders_of_rounds(4, 4000)
+    followed = np.zeros((4, 4))
+    for before, after in pairwise(found):
+        followed[before[-1], after[0]] += 1
+    others = followed[~np.eye(4, dtype=bool)]
+    assert others.max() < 1.35 * others.min()
