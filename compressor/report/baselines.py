@@ -228,7 +228,7 @@ def _sentence(row: Baseline, deployed: str, broken: Sequence[str]) -> str:
     elif broken:
         ending = f"not shown to be worse, but it breaks {' and '.join(broken)}, so it does not suffice"
     else:
-        ending = "it is not shown to be worse and would suffice"
+        ending = "it is not shown to be worse and may suffice"
     title = TITLES.get(row.name, row.name)
     return (
         f"{title} reaches {_percent(row)}, {100 * abs(behind.value):.1f} pp {words} the deployed model {deployed} "

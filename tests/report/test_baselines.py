@@ -75,7 +75,7 @@ def test_words_that_decide_are_found_and_would_suffice(data: DataSets, tmp_path:
     assert (row.milliseconds or 0) > 0
     assert (row.seconds or 0) > 0
     assert "ahead of the deployed model ship" in row.sentence
-    assert row.sentence.endswith("on 200 rows: it is not shown to be worse and would suffice.")
+    assert row.sentence.endswith("on 200 rows: it is not shown to be worse and may suffice.")
     note = verdict_note(made.made)
     assert note is not None
     assert note.startswith(
