@@ -140,6 +140,10 @@ class _Facts:
         self.benchmark = benchmark
         self.timings: Mapping[str, Timing] = {} if isinstance(timings, str) else timings
         self.untimed = timings if isinstance(timings, str) else "no target of this engine was timed"
+        on_engine = [name for name in self.timings if self.targets.get(name, Target()).engine == "onnxruntime"]
+        self.first = next(iter(on_engine), None)
+        """The target that ratios are taken at."""
+        self.compared = self.timings[self.first] if self.first is not None else None
         self.metric = str(told.task["metric"])
         self.same = same_models(subjects)
         logits = {subject.key: subject.logits for subject in subjects}
@@ -155,9 +159,8 @@ class _Facts:
         return self.same.get(key, key)
 
     def slots(self, key: str) -> dict[int, tuple[int, ...]]:
-        """Samples at the first target by round; empty where not timed there."""
-        first = next(iter(self.timings.values()), None)
-        return first.rounds_of(self._canonical(key)) if first is not None else {}
+        """Samples at the first target of onnxruntime by round; empty where not timed there."""
+        return self.compared.rounds_of(self._canonical(key)) if self.compared is not None else {}
 
     def ratio(self, subject: str, reference: str) -> Interval | None:
         """Time of one over the other at the first target; None where either was not timed."""
@@ -218,8 +221,9 @@ class _Facts:
             return ()
         again = self.row(next(one for one in self.subjects if one.key == self.reference))
         twin = Versus(drop=NOTHING, agreement=1.0, latency_ratio=_figure(noise))
-        first, timing = next(iter(self.timings.items()))
-        latency = (measured(first, timing, self.reference + CONTROL),)
+        assert self.first is not None
+        assert self.compared is not None
+        latency = (measured(self.first, self.compared, self.reference + CONTROL),)
         name = self.reference + CONTROL
         return (
             again.model_copy(
@@ -309,12 +313,11 @@ class _Facts:
 
     def skipped(self) -> list[str]:
         """A sentence for each target that was asked for and cannot be timed here."""
-        asked = self.benchmark.targets if self.benchmark else []
+        asked = self.benchmark.targets if self.benchmark else list(self.timings)
         whys = [(name, skipped(self.targets[name])) for name in asked if name in self.targets]
         found = [f"Target {name} was not timed: {why}." for name, why in whys if why]
-        first = next(iter(self.timings), None)
-        if found and first is not None and first != asked[0]:
-            found.append(f"Ratios and the noise are those of target {first} instead of {asked[0]}.")
+        if self.first is not None and self.first != asked[0]:
+            found.append(f"Ratios, the noise and budgets are those of target {self.first} instead of {asked[0]}.")
         return found
 
 

@@ -49,7 +49,7 @@ def measure(
         data: rows; where it has no test rows, select is used and the report says so.
         budget: limits for the last folder; `vs: teacher` is the first.
         rounds: slots each model gets in the timing, 3 or more; what `benchmark` says, or 15, unless given.
-        benchmark: what is timed beside single rows: grid, scenarios, price; its targets and baselines are a recipe's.
+        benchmark: what is timed beside single rows: grid, scenarios, price; targets and baselines are a recipe's.
         threads: of each timed model; None takes all that this process may use.
         timing: False leaves latency out.
         changed: False leaves out what small changes of the texts do.
@@ -66,10 +66,13 @@ def measure(
     texts, references, on_test = scored_rows(rows)
     targets = {"cpu": Target(threads=threads)}
     settings = settings_of(Benchmark, benchmark or {}, "benchmark")
+    for key in sorted({"targets", "baselines"} & settings.model_fields_set):
+        raise InputError(f"benchmark.{key} is for recipes: measure times onnxruntime on the CPU and makes no baselines")
     if rounds is not None:
         settings = settings.model_copy(update={"rounds": rounds})
     settings = settings.model_copy(update={"targets": ["cpu"]})
     timings: dict[str, Timing] | str = "timing was switched off"
+    machine = fingerprint()
     with tempfile.TemporaryDirectory(prefix="compressor-measure-") as work:
         subjects = [_subject(one, folder, Path(work), rows, progress) for one, folder in named.items()]
         scored = score_subjects(subjects, texts, threads=threads, progress=progress)
@@ -79,7 +82,7 @@ def measure(
                 scored, texts, benchmark=settings, targets=targets, reference=first, seed=seed, progress=progress
             )
         report = assemble(
-            Told(name=name, task=rows.task.model_dump(mode="json"), data=row_counts(rows), machine=fingerprint()),
+            Told(name=name, task=rows.task.model_dump(mode="json"), data=row_counts(rows), machine=machine),
             scored,
             Scored(references, rows.labels, on_test, texts),
             timings=timings,

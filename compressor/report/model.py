@@ -230,7 +230,8 @@ class Baseline(Part):
     seconds: float | None = None
     """To make it."""
     suffices: bool = False
-    """Whether it is not shown to be worse than the deployed model and keeps the budget's score limits."""
+    """Whether it is not shown to be worse than the deployed model and passes the budget's score limits; where there are
+    none, is shown to be at most 1 pp behind."""
     sentence: str = ""
 
 

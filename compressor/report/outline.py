@@ -178,7 +178,7 @@ def baselines(report: Report) -> Section:
             Cell(megabytes(one.bytes), one.bytes),
             number(one.milliseconds, ".3g"),
             number(one.seconds, ".3g"),
-            Cell("may" if one.suffices else "no", tone="undecided" if one.suffices else "dim"),
+            Cell("yes" if one.suffices else "no", tone="undecided" if one.suffices else "dim"),
         )
         for one in report.baselines
     )

@@ -113,7 +113,7 @@ def _trained(
         smoke=smoke,
         progress=_renamed(progress),
     ).fit(work / "model", work=work)
-    origin = "the teacher's" if small.start is None else f"{small.start.name}'s"
+    origin = "the teacher's" if small.start is None else "the base encoder's"
     count = int(model.config.num_hidden_layers)
     return trained, f"{count} of {origin} layers, fine-tuned on the labels alone for {steps} steps"
 

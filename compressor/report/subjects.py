@@ -15,7 +15,8 @@ import numpy as np
 from compressor.bench.isolation import Timing
 from compressor.bench.settings import Benchmark, Target
 from compressor.data.rows import Text
-from compressor.errors import InputError
+from compressor.errors import CompressorError, InputError
+from compressor.model.manifest import read_manifest
 from compressor.report.workloads import Desk, check_targets, skipped
 from compressor.stage import Progress, silent
 
@@ -63,18 +64,31 @@ def model_bytes(subject: Subject) -> int:
 
 
 def same_models(subjects: Sequence[Subject]) -> dict[str, str]:
-    """Key of each subject whose weights are those of an earlier one on the same engine, to that one's key."""
+    """Key of each subject that an earlier one on the same engine is the very same as, to that one's key.
+
+    The same weights, tokenizer and longest row: the same weights read otherwise are another model.
+    """
     first: dict[tuple[str, str], str] = {}
     same = {}
     for subject in subjects:
         total = hashlib.sha256()
-        for path in subject.files():
+        tokenizer = [path for path in (subject.folder / "tokenizer.json",) if path.is_file()]
+        total.update(str(_longest(subject.folder)).encode())
+        for path in (*subject.files(), *tokenizer):
             with path.open("rb") as stream:
                 total.update(hashlib.file_digest(stream, "sha256").digest())
         earlier = first.setdefault((subject.engine, total.hexdigest()), subject.key)
         if earlier != subject.key:
             same[subject.key] = earlier
     return same
+
+
+def _longest(folder: Path) -> int | None:
+    """Most tokens of a row, as the folder says; None where it does not."""
+    try:
+        return read_manifest(folder).max_tokens
+    except CompressorError:
+        return None
 
 
 def count_parameters(subject: Subject) -> int:
@@ -135,11 +149,11 @@ def time_subjects(
     seed: int = 17,
     progress: Progress = silent,
 ) -> dict[str, Timing]:
-    """Raw timings by target: every subject on the target's engine, and the reference twice at the first target timed.
+    """Raw timings by target: every subject on the target's engine, and the reference twice where ratios are taken.
 
     Each runs in a fresh pinned process while this one waits. Subjects that share a file are timed once, those that say
-    why they are not timed never; a target that this machine lacks (workloads.skipped) is left out. Scenarios are run at
-    the first target timed.
+    why they are not timed never; a target that this machine lacks (workloads.skipped) is left out. Ratios are taken,
+    and scenarios run, at the first target of onnxruntime, else at the first.
     Raises StageError when a process fails, InputError for a target that is not in `targets`.
     """
     benchmark = benchmark or Benchmark()
@@ -150,13 +164,15 @@ def time_subjects(
     with tempfile.TemporaryDirectory(prefix="compressor-rows-") as folder:
         drawn = draw_texts(texts, seed=seed)
         rows = write_rows(Path(folder) / "rows.jsonl", drawn)
-        for name in benchmark.targets:
+        here = [name for name in benchmark.targets if skipped(targets[name]) is None]
+        first = next((name for name in here if targets[name].engine == "onnxruntime"), next(iter(here), None))
+        for name in here:
             target = targets[name]
             timed = [one for one in subjects if one.untimed is None and one.key not in same]
             named = {one.key: one for one in timed if one.engine == target.engine}
-            if not named or skipped(target) is not None:
+            if not named:
                 continue
-            again = {key + CONTROL: one for key, one in named.items() if one.name == reference and not found}
+            again = {key + CONTROL: one for key, one in named.items() if one.name == reference and name == first}
             desk = Desk(named | again, next(iter(again), None), rows, len(drawn), target, benchmark, seed, progress)
-            found[name] = desk.time(scenarios=not found)
+            found[name] = desk.time(scenarios=name == first)
     return found

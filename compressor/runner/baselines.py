@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from compressor.model.digest import model_digest
 from compressor.runner.chain import Chain, rows_digests, stages_of
+from compressor.runner.directory import read_lines
 from compressor.runner.keys import digest, library_versions
 from compressor.stage import Progress
 from compressor.stages.distill import Distill
@@ -39,14 +41,19 @@ def with_baselines(
         return report
     texts, references, _ = scored_rows(chain.data)
     logits = {one.name: one.logits for one in subjects if one.engine == "onnxruntime" and one.logits is not None}
+    home = chain.directory.root / "baselines"
+    work = home / _key(chain)[:16]
+    for old in [folder for folder in home.glob("*") if folder != work]:
+        shutil.rmtree(old, ignore_errors=True)
     found = make_baselines(
         names,
         chain.data,
         chain.folder("teacher") / "model",
         Held(texts=texts, references=references, logits=logits, deployed=best, budget=budget),
-        work=chain.directory.root / "baselines" / _key(chain)[:16],
+        work=work,
         small=_small(chain),
         threads=chain.threads,
+        device=chain.device,
         seed=chain.recipe.seed,
         timing=not chain.smoke,
         smoke=chain.smoke,
@@ -56,7 +63,7 @@ def with_baselines(
 
 
 def _small(chain: Chain) -> Small:
-    """The student that a distill stage trained without a teacher; else the shape of one that is to be trained."""
+    """The student that a distill stage trained without a teacher; else what one is to be trained of, and how long."""
     from compressor.report.small_model import Small
 
     stages = [stage for stage in stages_of(chain.recipe) if isinstance(stage, Distill) and stage.id in chain.keys]
@@ -64,16 +71,23 @@ def _small(chain: Chain) -> Small:
         home = chain.directory.controls(stage.id).get("no_kd")
         if home is not None:
             return Small(folder=home / "model")
-    return Small(student=stages[0].student) if stages else Small()
+    if not stages:
+        return Small(start=chain.source)
+    lines = read_lines(chain.directory.stage(stages[0].id) / "steps.jsonl")
+    steps = max((int(line["step"]) for line in lines), default=None)
+    return Small(student=stages[0].student, start=chain.source, steps=steps)
 
 
 def _key(chain: Chain) -> str:
     """Of what decides the small model."""
-    student = _small(chain).student
+    small = _small(chain)
+    student = small.student
     return digest(
         {
-            "teacher": model_digest(chain.folder("teacher") / "model"),
-            "rows": rows_digests(chain.data),
+            "start": model_digest(chain.source),
+            "steps": small.steps,
+            "rows": [chain.data.train.digest(), rows_digests(chain.data)["read as"]],
+            "device": chain.device,
             "student": student.model_dump(mode="json") if student else None,
             "seed": chain.recipe.seed,
             "threads": chain.threads,

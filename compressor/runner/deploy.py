@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from compressor.data.rows import DataSets
 from compressor.model.digest import model_digest
 from compressor.runner.chain import Chain
 from compressor.runner.directory import read_json, write_json
@@ -40,8 +41,8 @@ def write_report_and_final(chain: Chain, made: Made, best: str, key: str) -> Non
     from compressor.report.measure import write_report
 
     directory, data = chain.directory, chain.data
-    part = "select" if data.test is None else "test"
-    rows = data.select if data.test is None else data.test
+    part = scored_part(data)
+    rows = data.select if part == "select" or data.test is None else data.test
     (directory.report / "key.json").unlink(missing_ok=True)
     write_report(made.report, directory.report, made.timings, made.apart)
     keep_answers(directory.report, made.subjects, rows.labels, data.labels, rows=rows.digest(), part=part)
@@ -60,6 +61,11 @@ def write_report_and_final(chain: Chain, made: Made, best: str, key: str) -> Non
     shutil.rmtree(directory.final, ignore_errors=True)
     os.replace(partial, directory.final)
     write_json(directory.report / "key.json", {"key": key, "final": model_digest(directory.final)})
+
+
+def scored_part(data: DataSets) -> str:
+    """The rows that a report scores: test, or select where there are none."""
+    return "test" if data.test is not None and len(data.test) else "select"
 
 
 def _hub_id(chain: Chain) -> str | None:

@@ -11,8 +11,8 @@ from compressor.device import machine_id
 from compressor.errors import GateError, UndecidedError
 from compressor.model.digest import model_digest
 from compressor.runner.baselines import with_baselines
-from compressor.runner.chain import Chain, stages_of
-from compressor.runner.deploy import Made, write_report_and_final
+from compressor.runner.chain import Chain, rows_digests, stages_of
+from compressor.runner.deploy import Made, scored_part, version, write_report_and_final
 from compressor.runner.directory import RunDirectory, read_json, read_lines
 from compressor.runner.keys import digest, library_versions
 from compressor.runner.prepare import Prepared, check_rows
@@ -115,7 +115,11 @@ def _report_key(chain: Chain, ids: list[str], best: str) -> str:
             "budget": recipe.budget.model_dump(mode="json"),
             "benchmark": recipe.benchmark.model_dump(mode="json"),
             "targets": {name: target.model_dump(mode="json") for name, target in recipe.targets.items()},
+            "name": recipe.name,
+            "rows": rows_digests(chain.data),
             "test": chain.data.test.digest() if chain.data.test else None,
+            "counts": [dict(chain.data.removed), list(chain.data.notes)],
+            "version": version(),
             "machine": machine_id(),
             "versions": library_versions(),
         }
@@ -131,8 +135,9 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
     from compressor.report.subjects import score_subjects, time_subjects
 
     data, recipe = chain.data, chain.recipe
-    part = "test" if data.test is not None else "select"
-    rows = data.test if data.test is not None else data.select
+    part = scored_part(data)
+    rows = data.select if part == "select" or data.test is None else data.test
+    machine = fingerprint()
     kept = [stage_id for stage_id in ids if stage_id not in chain.origin]
     subjects = [_subject(chain, stage_id, part, progress) for stage_id in ids]
     subjects += _controls(chain, kept, part, progress)
@@ -153,7 +158,7 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
         name=recipe.name,
         task=recipe.task.model_dump(mode="json"),
         data=row_counts(data) | {"truncated": dict(truncated)},
-        machine=fingerprint(),
+        machine=machine,
         notes=data.notes + _notes(chain),
         pruning=tuple(found for stage_id in kept if (found := _pruning(chain, stage_id)) is not None),
         curves=_curves(chain, kept),
@@ -269,7 +274,7 @@ def _pruning(chain: Chain, stage_id: str) -> dict[str, Any] | None:
             }
         )
     gone = [f"layer {layer['layer']}: {layer['because']}" for layer in layers if layer["removed"]]
-    stayed = "no whole layer was worth removing" if any(verdicts) else "no whole layer was to be removed"
+    stayed = "no whole layer was worth removing" if verdicts else "no whole layer was to be removed"
     because = f"{last['because']}; " + ("removed " + "; ".join(gone) if gone else stayed)
     return {"stage": stage_id, "layers": layers, "removed_layers": last["chosen"]["removed_layers"], "because": because}
 

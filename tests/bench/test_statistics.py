@@ -69,13 +69,28 @@ def test_a_percentile_is_numpys_and_only_shown_when_ten_samples_lie_beyond_it():
     assert samples_needed(0.999) == 10_000
 
 
-def test_median_interval_resamples_rounds_and_not_samples():
+def test_median_interval_counts_rounds_and_not_samples():
     alike = [[1_000_000 * (1 + number)] * 50 for number in range(10)]  # rounds differ, samples within one do not
     got = median_interval(alike)
-    assert got.value == 5.5
-    assert got.high - got.low > 3
-    assert got.low <= got.value <= got.high
-    assert median_interval(alike) == got
+    logs = np.log(np.arange(1.0, 11.0))
+    half = stats.t.ppf(0.975, 9) * logs.std(ddof=1) / np.sqrt(10)
+    assert (got.value, got.low, got.high) == pytest.approx((5.5, 5.5 * np.exp(-half), 5.5 * np.exp(half)))
+
+
+def test_one_round_has_the_interval_of_its_samples_where_they_are_enough():
+    assert median_interval([[1_000_000, 2_000_000]]) == Interval(1.5, 1.5, 1.5)
+    many = [1_000_000 + number for number in range(100)]
+    assert median_interval([many]) == percentile_interval(many, 0.5)
+
+
+@pytest.mark.parametrize("rounds", [5, 15])
+def test_the_interval_of_a_median_covers_the_truth_where_rounds_differ(rounds: int):
+    rng, covered, tries = np.random.default_rng(rounds), 0, 2000
+    for _ in range(tries):
+        machine = rng.lognormal(0, 0.03, (rounds, 1))
+        found = median_interval((1e6 * machine * rng.lognormal(0, 0.05, (rounds, 21))).tolist())
+        covered += found.low <= 1.0 <= found.high
+    assert 0.93 <= covered / tries <= 0.97
 
 
 def test_p50_by_round_follows_the_number_of_the_round():
