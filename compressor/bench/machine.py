@@ -237,7 +237,8 @@ COMPARED = {
 def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
     """Why latencies of two fingerprints (`machine` of two reports) must not be compared; empty where they may be.
 
-    Library versions are not looked at: an upgrade of one is a thing to compare. Threads are, where timings say them.
+    Library versions are not looked at: an upgrade of one is a thing to compare. Threads are, where timings say them:
+    of targets of the same name, and of the two first targets, at which ratios are taken, whatever their names.
 
     >>> same_machine({"id": "a1", "cpu": "old"}, {"id": "b2", "cpu": "new"})
     ('processor: old here, new there',)
@@ -258,6 +259,11 @@ def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str,
         threads = [side[target].get("threads") for side in (ours, theirs)]
         if threads[0] != threads[1]:
             found.append(f"threads at target {target}: {threads[0]} here, {threads[1]} there")
+    first = [next(iter(side), None) for side in (ours, theirs)]
+    if first[0] != first[1] and None not in first:
+        threads = [side[str(name)].get("threads") for side, name in zip((ours, theirs), first, strict=True)]
+        if threads[0] != threads[1]:
+            found.append(f"threads: {threads[0]} at {first[0]} here, {threads[1]} at {first[1]} there")
     return tuple(found)
 
 

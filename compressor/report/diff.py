@@ -16,7 +16,7 @@ from compressor.bench.statistics import Interval
 from compressor.errors import InputError
 from compressor.evaluate.paired import drop
 from compressor.report.kept import UNLABELLED, Kept, read_answers
-from compressor.report.model import Figure, Report, SubjectRow
+from compressor.report.model import Figure, LatencyRow, Report, SubjectRow
 from compressor.report.table import WIDTH, lines, points, ratio
 
 NOT_COMPARED = ("base",)
@@ -47,13 +47,16 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class TimeRow:
-    """A subject's p50 in both runs, and its time beside the teacher of its own run."""
+    """A subject's p50 in both runs under the same conditions, and its time beside the teacher of its own run."""
 
     subject: str
+    conditions: str | None
+    """Target, threads and kind of work; None where the two runs timed it under no conditions alike."""
     one_ms: float | None
     other_ms: float | None
     one_ratio: Figure | None
     other_ratio: Figure | None
+    """Both None but for the conditions that either run took its ratios at."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +104,15 @@ class Difference:
         if self.times is None:
             return ["times are not compared, the machines differ (--across-machines shows them all the same):", *why]
         heads = ("model", "one p50 ms", "other p50 ms", "other / one", "one vs teacher", "other vs teacher")
-        rows = [
-            (
-                row.subject,
-                _ms(row.one_ms),
-                _ms(row.other_ms),
-                _ms(_over(row)),
-                ratio(row.one_ratio),
-                ratio(row.other_ratio),
-            )
-            for row in self.times
-        ]
-        head = "times, each run's own, not taken in the same rounds: small differences are noise"
-        return [head, *lines([heads, *rows]), *(["machines differ:", *why] if why else [])]
+        out = ["times, each run's own, not taken in the same rounds: small differences are noise"]
+        for conditions in dict.fromkeys(row.conditions for row in self.times if row.conditions):
+            rows = [_cells(row) for row in self.times if row.conditions == conditions]
+            out += [f"{conditions}:", *lines([heads, *rows])]
+        apart = ", ".join(row.subject for row in self.times if row.conditions is None)
+        if apart:
+            words = f"not timed in both under the same conditions: {apart}"
+            out += textwrap.wrap(words, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        return [*out, *(["machines differ:", *why] if why else [])]
 
 
 def diff(one: str | Path, other: str | Path, *, across_machines: bool = False) -> Difference:
@@ -238,16 +237,43 @@ def _paired(name: str, metric: str, one: Kept | None, other: Kept | None) -> Int
 
 
 def _times(one: Report, other: Report) -> tuple[TimeRow, ...]:
+    """Every kind of work that both runs timed, of every subject in both; a row without times where there is none."""
     ours, theirs = _subjects(one), _subjects(other)
-    return tuple(
-        TimeRow(name, _p50(ours[name]), _p50(theirs[name]), _ratio(ours[name]), _ratio(theirs[name]))
-        for name in ours
-        if name in theirs
-    )
+    found = []
+    for name in (name for name in ours if name in theirs):
+        mine, yours = _by_conditions(ours[name]), _by_conditions(theirs[name])
+        both = [each for each in mine if each in yours]
+        compared = next(iter(mine), None) == next(iter(yours), None)
+        for place in both:
+            alike = compared and place == both[0]
+            ratios = (_ratio(ours[name]), _ratio(theirs[name])) if alike else (None, None)
+            found.append(TimeRow(name, _words(mine[place]), mine[place].p50_ms, yours[place].p50_ms, *ratios))
+        if not both:
+            found.append(TimeRow(name, None, None, None, None, None))
+    return tuple(found)
 
 
-def _p50(row: SubjectRow) -> float | None:
-    return row.latency[0].p50_ms if row.latency else None
+def _by_conditions(row: SubjectRow) -> dict[tuple[object, ...], LatencyRow]:
+    """Measured rows by all that must agree for two times to be compared, the one of the ratios first.
+
+    Offline and arrivals are left out: their figure is a rate, and their p50 that of whatever rate was reached.
+    """
+    timed = [one for one in row.latency if one.p50_ms is not None and one.scenario in ("single stream", "one core")]
+    return {(one.target, one.scenario, one.batch, one.length, one.end_to_end, one.threads): one for one in timed}
+
+
+def _words(row: LatencyRow) -> str:
+    """Conditions of a time; what is usual is not said."""
+    said = [f"target {row.target}", f"{row.threads} {'thread' if row.threads == 1 else 'threads'}"]
+    said += [row.scenario] if row.scenario != "single stream" else []
+    said += [f"batch {row.batch}"] if row.batch != 1 else []
+    said += [f"length {row.length}"] if row.length != "data" else []
+    return ", ".join(said + (["with tokenizing"] if row.end_to_end else []))
+
+
+def _cells(row: TimeRow) -> tuple[str, ...]:
+    times = (_ms(row.one_ms), _ms(row.other_ms), _ms(_over(row)))
+    return (row.subject, *times, ratio(row.one_ratio), ratio(row.other_ratio))
 
 
 def _ratio(row: SubjectRow) -> Figure | None:

@@ -20,7 +20,11 @@ from compressor.report.subjects import Subject
 
 ANSWERS_NAME = "answers.npz"
 GOLDEN_NAME = "golden.json"
+VERSIONS = ("onnxruntime", "tokenizers", "numpy")
+"""Libraries that decide how a model's answers are rounded."""
 UNLABELLED = -1
+WRITTEN_LATER = ("verdict", "stage", "recipe", "version", "temperature", "files")
+"""Keys of compressor.json that are written after golden.json, so that it cannot tell whether they changed."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class Golden:
     texts: tuple[str | tuple[str, str], ...]
     logits: np.ndarray
     """Shape (rows, classes)."""
+    answers: tuple[str, ...] | None = None
+    """Label of each row, as `load(folder).predict` gave it; None where an older version wrote the file."""
+    manifest: str | None = None
+    """`manifest_digest` of the day; None where an older version wrote the file."""
 
 
 def keep_answers(
@@ -88,12 +96,15 @@ def read_answers(folder: Path) -> Kept | None:
 def write_golden(folder: Path) -> Path:
     """`golden.json` in a model folder: what it answers to our own sentences, here and now."""
     texts, logits = golden_answers(folder)
+    labels = read_manifest(folder).labels
     content = {
         "schema": 1,
         "machine": machine_id(),
-        "versions": versions(("onnxruntime", "tokenizers", "numpy")),
+        "versions": versions(VERSIONS),
+        "manifest": manifest_digest(folder),
         "rows": [
-            {"text": text, "logits": [float(one) for one in row]} for text, row in zip(texts, logits, strict=True)
+            {"text": text, "label": labels[int(row.argmax())], "logits": [float(one) for one in row]}
+            for text, row in zip(texts, logits, strict=True)
         ],
     }
     path = folder / GOLDEN_NAME
@@ -111,7 +122,8 @@ def read_golden(folder: Path) -> Golden | None:
         rows = content["rows"]
         texts = tuple(tuple(row["text"]) if isinstance(row["text"], list) else row["text"] for row in rows)
         logits = np.array([row["logits"] for row in rows], dtype=np.float32)
-        return Golden(content["machine"], content["versions"], texts, logits)
+        answers = tuple(str(row["label"]) for row in rows) if all("label" in row for row in rows) else None
+        return Golden(content["machine"], content["versions"], texts, logits, answers, content.get("manifest"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}; deploy the model again") from error
 
@@ -126,6 +138,18 @@ def golden_answers(
         pairs = len(read_manifest(folder).text) == 2
         texts = [(text, text) if pairs else text for text in SENTENCES]
     return list(texts), np.asarray(load(folder, spinning=False).logits(list(texts)), dtype=np.float32)
+
+
+def manifest_digest(folder: Path) -> str | None:
+    """SHA-256 over what compressor.json says but for the keys of WRITTEN_LATER; None where it is no JSON object."""
+    try:
+        content = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    said = {key: value for key, value in content.items() if key not in WRITTEN_LATER}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

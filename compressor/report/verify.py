@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from compressor.bench.machine import fingerprint, same_machine, versions
+from compressor.bench.machine import same_machine, versions
 from compressor.data.rows import DataSets
 from compressor.device import machine_id
 from compressor.errors import CompressorError, InputError
@@ -19,7 +19,17 @@ from compressor.export.parity import TOLERANCE, compare
 from compressor.model.digest import model_digest
 from compressor.model.manifest import MANIFEST_NAME, read_manifest
 from compressor.report.compare import scored_rows
-from compressor.report.kept import file_hashes, golden_answers, read_golden
+from compressor.report.kept import (
+    GOLDEN_NAME,
+    VERSIONS,
+    WRITTEN_LATER,
+    Golden,
+    file_hashes,
+    golden_answers,
+    manifest_digest,
+    read_answers,
+    read_golden,
+)
 from compressor.report.measure import measure
 from compressor.report.model import MetricFigure, Report
 from compressor.report.table import points, ratio
@@ -27,6 +37,11 @@ from compressor.stage import Progress, silent
 
 ELSEWHERE = 0.99
 """Share of answers that must agree where the machine or onnxruntime is another one: INT8 rounds otherwise there."""
+
+SAME_LOGITS = 1e-4
+"""Largest difference of a logit where machine and versions are the same."""
+EQUAL_SCORES = 1e-6
+"""Scores of the same answers differ by rounding alone."""
 
 SAME_BAND = 1.02
 """Times within 2 % of one another are the same."""
@@ -77,7 +92,7 @@ def verify(
         rows: the run's rows; without them the score is not looked at.
         time: measure the deployed model beside the teacher again.
         rounds: of that measurement.
-        threads: of each model; None takes all that this process may use.
+        threads: of each model; None scores with all that this process may use and times with the report's.
         progress: called while it works.
     Raises: InputError for a path that is neither run nor model.
     """
@@ -88,7 +103,7 @@ def verify(
     checks = [*_stages(root, progress)] if root is not None else []
     if not final.is_dir():
         return Verification(str(path), (*checks, Check("fail", "final", f"{final} is not there; run the recipe again")))
-    checks += _final(root, final)
+    checks += [*_final(root, final), _manifest(final)]
     opened = _reloaded(final)
     checks.append(opened)
     if opened.state == "ok":
@@ -151,69 +166,167 @@ def _reloaded(final: Path) -> Check:
     return Check("ok", "reload", f"opens and answers {', '.join(labels)}")
 
 
+def _manifest(final: Path) -> Check:
+    """What compressor.json says of labels, shapes, tokens and so on against its digest in golden.json."""
+    try:
+        golden = read_golden(final)
+    except InputError as error:
+        return Check("fail", "manifest", str(error))
+    if golden is None or golden.manifest is None:
+        return Check("not checked", "manifest", f"{GOLDEN_NAME} keeps no digest of {MANIFEST_NAME}")
+    if manifest_digest(final) != golden.manifest:
+        return Check("fail", "manifest", f"{MANIFEST_NAME} changed since {GOLDEN_NAME} was written")
+    return Check("ok", "manifest", f"as in {GOLDEN_NAME}, but for {', '.join(WRITTEN_LATER)}, which it cannot know")
+
+
 def _golden(final: Path) -> Iterator[Check]:
-    """Answers to our own sentences against those of the day it was made."""
-    golden = read_golden(final)
-    if golden is None:
-        yield Check("not checked", "golden answers", "the folder keeps none (golden.json)")
+    """Answers to our own sentences against those of the day it was made, as numbers and as labels."""
+    try:
+        golden = read_golden(final)
+        if golden is None:
+            yield Check("not checked", "golden answers", f"the folder keeps none ({GOLDEN_NAME})")
+            return
+        _, logits = golden_answers(final, golden.texts)
+    except CompressorError as error:
+        yield Check("fail", "golden answers", str(error))
         return
-    _, logits = golden_answers(final, golden.texts)
     if logits.shape != golden.logits.shape:
         yield Check("fail", "golden answers", f"shape {logits.shape} instead of {golden.logits.shape}")
         return
+    yield _golden_logits(golden, logits)
+    yield _golden_labels(golden, logits, read_manifest(final).labels)
+
+
+def _golden_logits(golden: Golden, logits: np.ndarray) -> Check:
     found = compare(golden.logits, logits)
     words = f"{found.rows} sentences, logits differ by {found.largest:.2g} at most"
     if found.alike:
-        yield Check("ok", "golden answers", words)
-        return
+        return Check("ok", "golden answers", words)
+    if _rounds_alike(golden.machine, golden.versions):
+        words = f"{words}, {TOLERANCE * found.scale:.2g} is rounding; same machine and versions"
+        return Check("fail", "golden answers", words)
     agreed = float(np.mean(golden.logits.argmax(-1) == logits.argmax(-1)))
-    here = versions(tuple(golden.versions))
-    if golden.machine == machine_id() and here == dict(golden.versions):
-        yield Check(
-            "fail", "golden answers", f"{words}, {TOLERANCE * found.scale:.2g} is rounding; same machine and versions"
-        )
-        return
-    state: Literal["ok", "fail"] = "ok" if agreed >= ELSEWHERE else "fail"
-    yield Check(
-        state, "golden answers", f"{words}; {100 * agreed:.0f} % the same label, on another machine or versions"
-    )
+    words = f"{words}; {100 * agreed:.0f} % the same label, on another machine or versions"
+    return Check("ok" if agreed >= ELSEWHERE else "fail", "golden answers", words)
+
+
+def _golden_labels(golden: Golden, logits: np.ndarray, labels: tuple[str, ...]) -> Check:
+    """The words for the answers; a row whose class itself is another one now is the concern of the check before."""
+    if golden.answers is None:
+        return Check("not checked", "golden labels", f"{GOLDEN_NAME} keeps no labels")
+    classes = logits.argmax(-1)
+    alike = np.flatnonzero(classes == golden.logits.argmax(-1))
+    wrong = [
+        (golden.answers[row], labels[classes[row]]) for row in alike if golden.answers[row] != labels[classes[row]]
+    ]
+    if wrong:
+        words = f"{len(wrong)} of {len(alike)} answers are called otherwise: {wrong[0][1]} instead of {wrong[0][0]}"
+        return Check("fail", "golden labels", words)
+    return Check("ok", "golden labels", f"{len(alike)} answers are called as they were")
+
+
+def _rounds_alike(machine: object, recorded: Mapping[str, str] | None) -> bool:
+    """True where that machine, and those versions of what computes, are the ones here."""
+    known = {name: version for name, version in (recorded or {}).items() if name in VERSIONS}
+    return bool(known) and machine == machine_id() and versions(tuple(known)) == known
 
 
 def _scored(
     root: Path | None, final: Path, rows: DataSets | None, threads: int | None, progress: Progress
 ) -> Iterator[Check]:
-    """The score on the run's own rows against the report's."""
+    """The answers on the run's own rows against those kept with the report; the score alone where none were kept."""
     if root is None or rows is None:
         why = "a deployed model alone has no rows; verify the run" if root is None else "the run's rows are not here"
         yield Check("not checked", "score", why)
         return
-    recorded = _recorded(root, final)
-    if recorded is None:
-        yield Check("not checked", "score", "report/report.json has no score of the deployed stage")
-        return
+    report, stage = _report(root), str(_json(final / MANIFEST_NAME).get("stage") or "")
+    recorded = _recorded(report, stage)
     from compressor.runtime.predictor import load
 
-    texts, references, _ = scored_rows(rows)
-    progress("score", 0, len(texts))
-    logits = load(final, engine="onnxruntime", threads=threads, spinning=False).logits(texts)
-    progress("score", len(texts), len(texts))
-    kept = [place for place, one in enumerate(references) if one is not None]
-    if len(kept) != recorded.rows:
-        yield Check("fail", "score", f"the recipe's rows are {len(kept)} now, {recorded.rows} when it was scored")
+    try:
+        kept = read_answers(root / "report")
+        kept = kept if kept is not None and stage in kept.logits else None
+        if kept is None and recorded is None:
+            yield Check("not checked", "score", "the report has neither answers nor a score of the deployed stage")
+            return
+        texts, references, on_test = scored_rows(rows)
+        used = rows.test if on_test and rows.test is not None else rows.select
+        if kept is not None and (kept.rows != used.digest() or kept.labels != tuple(rows.labels)):
+            words = f"the recipe's rows are others now ({len(used)}) than when it was scored ({len(kept.references)})"
+            yield Check("fail", "score", words)
+            return
+        progress("score", 0, len(texts))
+        logits = np.asarray(load(final, engine="onnxruntime", threads=threads, spinning=False).logits(texts))
+        progress("score", len(texts), len(texts))
+    except CompressorError as error:
+        yield Check("fail", "score", str(error))
         return
-    ids = np.array([references[place] for place in kept])
-    found = score(recorded.name, logits.argmax(-1)[kept], ids, rows.labels)
-    words = f"{recorded.name} {100 * found:.2f} % on {len(kept):,} rows, the report says {points(recorded)}"
-    yield Check("ok" if recorded.low <= found <= recorded.high else "fail", "score", words)
+    labelled = [place for place, one in enumerate(references) if one is not None]
+    ids = np.array([references[place] for place in labelled])
+
+    def scored(answers: np.ndarray, name: str) -> float:
+        return score(name, answers.argmax(-1)[labelled], ids, rows.labels)
+
+    if kept is None:
+        assert recorded is not None
+        yield _in_interval(scored(logits, recorded.name), len(labelled), recorded)
+        return
+    before = np.asarray(kept.logits[stage])
+    if recorded is not None and abs((was := scored(before, recorded.name)) - recorded.value) > EQUAL_SCORES:
+        words = f"the report says {points(recorded)}, the answers kept with it give {100 * was:.2f} %"
+        yield Check("fail", "score", words)
+        return
+    machine = report.machine if report is not None else {}
+    here = threads is None or threads == machine.get("usable")
+    yield _same_answers(before, logits, same=here and _rounds_alike(machine.get("id"), machine.get("versions")))
 
 
-def _recorded(root: Path, final: Path) -> MetricFigure | None:
+def _same_answers(before: np.ndarray, now: np.ndarray, *, same: bool) -> Check:
+    """Row by row; `same` where machine, threads and versions are those of the report."""
+    if before.shape != now.shape or not np.isfinite(now).all():
+        return Check("fail", "score", f"answers have shape {now.shape} instead of {before.shape}, or are no numbers")
+    largest = float(np.abs(before - now).max(initial=0.0))
+    other = int(np.sum(before.argmax(-1) != now.argmax(-1)))
+    words = f"{other} of {len(now):,} answers changed, logits differ by {largest:.2g} at most"
+    if same:
+        alike = other == 0 and largest <= SAME_LOGITS
+        return Check(
+            "ok" if alike else "fail", "score", f"{words} ({SAME_LOGITS:g} allowed, same machine and versions)"
+        )
+    limit = f"on another machine, threads or versions, where {100 * ELSEWHERE:.0f} % must be alike"
+    return Check("ok" if other <= (1 - ELSEWHERE) * len(now) + 1e-9 else "fail", "score", f"{words}, {limit}")
+
+
+def _in_interval(found: float, count: int, recorded: MetricFigure) -> Check:
+    """The weak check, where no answers were kept: another model of like quality passes it."""
+    if count != recorded.rows:
+        return Check("fail", "score", f"the recipe's rows are {count} now, {recorded.rows} when it was scored")
+    words = f"{recorded.name} {100 * found:.2f} % on {count:,} rows, the report says {points(recorded)}"
+    words += "; a weak check, as no answers were kept (report/answers.npz)"
+    return Check("ok" if recorded.low <= found <= recorded.high else "fail", "score", words)
+
+
+def _report(root: Path) -> Report | None:
+    """The run's report; None where there is none."""
+    file = root / "report" / "report.json"
+    return Report.read(file) if file.is_file() else None
+
+
+def _recorded(report: Report | None, stage: str) -> MetricFigure | None:
     """The report's score of the stage that was deployed."""
-    file, stage = root / "report" / "report.json", _json(final / MANIFEST_NAME).get("stage")
-    if not file.is_file() or not stage:
+    rows = () if report is None else report.subjects
+    return {row.name: row.metric for row in rows if row.engine == "onnxruntime"}.get(stage)
+
+
+def _timed_at(report: Report, stage: str) -> tuple[str, int | None] | None:
+    """Target and threads that the report's ratio of a stage was taken at; None where it does not say."""
+    rows = [row for subject in report.subjects if subject.name == stage for row in subject.latency]
+    timing = dict(report.machine.get("timing") or {})
+    target = next((row.target for row in rows if row.status == "measured"), next(iter(timing), None))
+    if target is None:
         return None
-    rows = {row.name: row.metric for row in Report.read(file).subjects if row.engine == "onnxruntime"}
-    return rows.get(str(stage))
+    said = dict(timing.get(target) or {}).get("threads")
+    return target, said or next((row.threads for row in rows if row.target == target), None)
 
 
 def _timed(
@@ -223,22 +336,26 @@ def _timed(
     if root is None or rows is None:
         yield Check("not checked", "time", "needs a run with its rows, as time is held against the teacher's")
         return
-    report = Report.read(root / "report" / "report.json")
-    stage = str(_json(final / MANIFEST_NAME).get("stage"))
-    was = next((row.versus_teacher for row in report.subjects if row.name == stage and row.versus_teacher), None)
-    if was is None or was.latency_ratio is None:
+    report, stage = _report(root), str(_json(final / MANIFEST_NAME).get("stage") or "")
+    subjects = () if report is None else report.subjects
+    was = next((row.versus_teacher for row in subjects if row.name == stage and row.versus_teacher), None)
+    if report is None or was is None or was.latency_ratio is None:
         yield Check("not checked", "time", "the report has no time of the deployed stage beside the teacher")
         return
     teacher = next(place for name in ("onnx", "model") if (place := root / "stages" / "teacher" / name).is_dir())
     folders = {"teacher": teacher, "final": final}
-    again = measure(folders, data=rows, rounds=rounds, threads=threads, changed=False, progress=progress)
+    at = _timed_at(report, stage)
+    threads = threads if threads is not None or at is None else at[1]
+    seed = int(report.reproduce.get("seed", 17))
+    again = measure(folders, data=rows, rounds=rounds, threads=threads, seed=seed, changed=False, progress=progress)
     versus = again.subject("final").versus_teacher
     now = versus.latency_ratio if versus is not None else None
     if now is None:
         yield Check("not checked", "time", versus.reason or "not timed" if versus else "not timed")
         return
     words = f"{ratio(now)} of the teacher's time, the report says {ratio(was.latency_ratio)}"
-    elsewhere = same_machine(report.machine, fingerprint())
+    told = {} if at is None else {"timing": {at[0]: {"threads": at[1]}}}
+    elsewhere = same_machine({**report.machine, **told}, again.machine)
     if elsewhere:
         yield Check("not checked", "time", f"{words}, on another machine ({elsewhere[0]})")
         return

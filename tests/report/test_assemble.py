@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from compressor.bench.isolation import Slot, Timing
+from compressor.bench.settings import Benchmark, Target
 from compressor.bench.statistics import ratio_interval
 from compressor.errors import InputError
 from compressor.evaluate.settings import Budget
@@ -290,3 +291,27 @@ def test_the_curves_of_several_cuts_follow_one_another(tmp_path: Path):
     lines = [{"step": 1, "loss": 3.0, "cut": 1}, {"step": 2, "loss": 2.0, "cut": 1}, {"step": 1, "loss": 2.5, "cut": 2}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [(point["step"], point["loss"]) for point in read_curve(path)] == [(1, 3.0), (2, 2.0), (3, 2.5)]
+
+
+def test_ratios_are_taken_at_the_first_target_of_onnxruntime(tmp_path: Path):
+    targets = {"slow": Target(engine="torch"), "cpu": Target()}
+    other = replace(timing(), slots=tuple(replace(slot, subject=f"{slot.subject}@torch") for slot in timing().slots))
+    models = subjects(tmp_path)
+    found = assemble(
+        told(), models, SCORED, timings={"slow": other, "cpu": timing()}, targets=targets,
+        benchmark=Benchmark(targets=["slow", "cpu"]),
+    )  # fmt: skip
+    alone = assemble(told(), models, SCORED, timings={"cpu": timing()}, targets={"cpu": Target()})
+    ratios = [one.versus_teacher.latency_ratio for one in found.subjects if one.versus_teacher]
+    assert ratios == [one.versus_teacher.latency_ratio for one in alone.subjects if one.versus_teacher]
+    assert None not in ratios
+    assert found.noise == alone.noise
+    assert any("those of target cpu instead of slow" in doubt for doubt in found.doubts)
+
+
+def test_the_same_weights_with_another_tokenizer_are_another_model(tmp_path: Path):
+    first = subject(tmp_path, "first", 0, weights=b"same")
+    second = subject(tmp_path, "second", 0, weights=b"same")
+    assert same_models([first, second]) == {"second": "first"}
+    (second.folder / "tokenizer.json").write_text("{}")
+    assert same_models([first, second]) == {}
