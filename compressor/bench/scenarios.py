@@ -27,6 +27,8 @@ RISE, FALL = 1.25, 2.0
 other side is unknown: the first rate is promised by a computation that knows of no disturbance."""
 OFFLINE_SECONDS = 1.0
 """Work of one turn of scenario offline."""
+PASS_SECONDS = 10.0
+"""Longest pass over the rows in scenario offline, about; fewer rows are taken where it would be longer."""
 OFFLINE_TURNS = 3
 """Turns of scenario offline, of which the median counts."""
 
@@ -38,7 +40,8 @@ class Answered:
     """What one subject did in a scenario."""
 
     subject: str
-    scenario: Literal["offline", "arrivals"]
+    scenario: Literal["one core", "offline", "arrivals"]
+    """One core only where it failed; its figures are a timing of their own."""
     threads: int
     """Of each process."""
     work: Work = PLAIN
@@ -202,15 +205,17 @@ def offline(
         command_of: the subject's command for a number of threads a process may use.
         cpus: processors to pin to; None where the system cannot pin.
         threads: in all.
-        rows: how many rows the subject holds; they are taken one a call, in whole passes.
-        seconds_per_row: of one call, from which the work of a turn is planned.
+        rows: how many rows the subject holds; they are taken one a call, in whole passes over all of them, or over
+            fewer, spread evenly, where a pass on one thread would take longer than PASS_SECONDS.
+        seconds_per_row: of one call of a process of `threads`, from which the work of a turn is planned.
         work: what a call does; a batch of several rows counts as so many.
     """
     seen: dict[tuple[int, int], float] = {}
     rows_done: dict[tuple[int, int], int] = {}
-    passes = OFFLINE_SECONDS / (rows * max(seconds_per_row, 1e-6))
+    taken = rows_of_pass(rows, threads * seconds_per_row)
+    passes = OFFLINE_SECONDS / (len(taken) * max(seconds_per_row, 1e-6))
     for processes, each in dict.fromkeys([(threads, 1), (1, threads)]):
-        asked = list(range(rows)) * max(1, round(passes / processes))
+        asked = taken * max(1, round(passes / processes))
         with contextlib.ExitStack() as stack:
             running = [
                 _start(stack, command_of(each), None if cpus is None else _share(cpus, place, each), work, rows)
@@ -229,7 +234,18 @@ def offline(
         rows_per_second=seen[best],
         samples=rows_done[best],
         tried=tuple((layouts[layout], rate) for layout, rate in seen.items()),
+        reason=f"{len(taken)} of {rows} rows, which take long" if len(taken) < rows else None,
     )
+
+
+def rows_of_pass(rows: int, seconds_per_row: float) -> list[int]:
+    """The rows of a pass, all of them or as many as fit into PASS_SECONDS, spread evenly; at least one.
+
+    >>> rows_of_pass(8, 0.1), rows_of_pass(8, 2.5), rows_of_pass(8, 60.0)
+    ([0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 4, 6], [0])
+    """
+    most = min(rows, max(1, int(PASS_SECONDS / max(seconds_per_row, 1e-6))))
+    return [place * rows // most for place in range(most)]
 
 
 def _share(cpus: Sequence[int], place: int, each: int) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, run d
 @app.command("bench")
 def bench_command(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Model folders, run directories, hub ids or pypi:// names.")
+        list[str], typer.Argument(metavar="PATH", help="Model folders, run directories, hub ids or pypi:// names.")
     ],
     rows: Annotated[
         Path | None, typer.Option("--rows", metavar="FILE", help="Rows to time and, with labels, score.")

@@ -1,13 +1,14 @@
 """Whether two files of texts are of the same kind, by a classifier that tries to tell them apart.
 
 Lopez-Paz and Oquab 2017, "Revisiting Classifier Two-Sample Tests", https://arxiv.org/abs/1610.06545: half of the texts
-train it, the other half test it, so that permuting the labels of the tested half gives an exact p.
+train it, the other half test it, so that permuting the labels of the tested half gives an exact p. Texts that both
+files hold tell nothing and would be learned as one file's and tested as the other's, so they are left out.
 """
 # N rows of both files together
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,16 +19,17 @@ from sklearn.linear_model import LogisticRegression
 from compressor.data.encoded import Encoded
 from compressor.data.rows import Text
 from compressor.errors import InputError
+from compressor.evaluate.script import unspaced
 
 LEAST_ROWS = 20
-"""Distinct texts that each file needs."""
+"""Distinct texts that each file needs, and texts of its own, without which nothing is told."""
 MOST_ROWS = 4000
-"""Distinct texts that are taken of each file, drawn with a fixed seed; more would take minutes."""
+"""Texts of its own that are taken of each file, drawn with a fixed seed; more would take minutes."""
 PERMUTATIONS = 999
-SPACED_SHARE = 0.05
-"""Texts with a smaller share of white space are of a script without spaces, whose characters are counted instead."""
 TELLING = 5
 """Words shown for each file."""
+
+Words = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -35,19 +37,27 @@ class Difference:
     """How far two files of texts are from each other; p small means they differ by more than chance."""
 
     rows: tuple[int, int]
-    """Distinct texts compared, of each file."""
+    """Distinct texts compared, of each file; those that both hold are not."""
+    shared: tuple[float, float]
+    """Share of each file's distinct texts that the other holds too."""
     auc: float
-    """Chance that the classifier ranks a text of the second file above one of the first; 0.5 where they are alike."""
+    """Chance that the classifier ranks a text of the second file above one of the first; 0.5 where they are alike,
+    and where a file has too few texts of its own to tell."""
     auc_p: float
     """Share of permutations that rank as well."""
-    words: tuple[tuple[str, ...], tuple[str, ...]]
+    words: Words
     """What the classifier takes as signs of the first and of the second file."""
     tokens: tuple[float, float]
-    """Mean tokens a row, special ones included."""
+    """Mean tokens a row, special ones included, of all rows."""
     tokens_p: float
-    """Of the lengths being drawn alike: two-sample Kolmogorov-Smirnov."""
+    """Of the lengths of the texts compared being drawn alike: two-sample Kolmogorov-Smirnov."""
     unknown: tuple[float, float]
     """Share of tokens that the vocabulary lacks."""
+
+    @property
+    def told(self) -> bool:
+        """Whether both files had texts enough of their own to compare."""
+        return min(self.rows) >= LEAST_ROWS
 
     @property
     def differs(self) -> bool:
@@ -66,38 +76,35 @@ def difference(
     """How far the second file is from the first.
 
     Args:
-        first: texts, or pairs, in any order; a repeated text counts once for the classifier.
+        first: texts, or pairs, in any order; a repeated text counts once.
         second: of the other file.
-        encoded: both files as the model reads them.
+        encoded: both files as the model reads them, row by row.
         names: what the files are called in an error.
         seed: draws the texts, the halves and the permutations.
     Raises: InputError where a file has fewer than LEAST_ROWS distinct texts.
     """
     draw = np.random.default_rng(seed)
-    sides = [_distinct(texts, draw, name) for name, texts in zip(names, (first, second), strict=True)]
-    texts = [text for side in sides for text in side]
-    of_second = np.repeat([0, 1], [len(side) for side in sides])
-    auc, p, words = _tell_apart(texts, of_second, draw)
+    held = [_distinct(texts, name) for name, texts in zip(names, (first, second), strict=True)]
+    common = held[0].keys() & held[1].keys()
+    sides = [_own(texts, common, draw) for texts in held]
     lengths = [one.lengths for one in encoded]
+    auc, p, tokens_p = 0.5, 1.0, 1.0
+    words: Words = ((), ())
+    if min(map(len, sides)) >= LEAST_ROWS:
+        of_second = np.repeat([0, 1], [len(side) for side in sides])
+        auc, p, words = _tell_apart([text for side in sides for text in side], of_second, draw)
+        compared = [mine[list(side.values())] for mine, side in zip(lengths, sides, strict=True)]
+        tokens_p = float(stats.ks_2samp(*compared, method="asymp").pvalue)
     return Difference(
         rows=(len(sides[0]), len(sides[1])),
+        shared=(len(common) / len(held[0]), len(common) / len(held[1])),
         auc=auc,
         auc_p=p,
         words=words,
         tokens=(float(lengths[0].mean()), float(lengths[1].mean())),
-        tokens_p=float(stats.ks_2samp(*lengths, method="asymp").pvalue),
+        tokens_p=tokens_p,
         unknown=(encoded[0].unknown_share(), encoded[1].unknown_share()),
     )
-
-
-def unspaced(texts: Sequence[str]) -> bool:
-    """Whether the texts are of a script without spaces, such as Chinese.
-
-    >>> unspaced(["a plain sentence"]), unspaced(["很好看的电影"])
-    (False, True)
-    """
-    characters = sum(map(len, texts))
-    return sum(character.isspace() for text in texts for character in text) < SPACED_SHARE * characters
 
 
 def ranking(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -121,19 +128,25 @@ def permutation_p(scores: np.ndarray, positive: np.ndarray, draw: np.random.Gene
     return float((1 + np.sum(many >= found)) / (1 + PERMUTATIONS))
 
 
-def _distinct(texts: Sequence[Text], draw: np.random.Generator, name: str) -> list[str]:
-    """At most MOST_ROWS different texts, the two of a pair joined."""
-    whole = list(dict.fromkeys(text if isinstance(text, str) else "\n".join(text) for text in texts))
-    if len(whole) < LEAST_ROWS:
+def _distinct(texts: Sequence[Text], name: str) -> dict[str, int]:
+    """Different texts, the two of a pair joined, each with the row that holds it first."""
+    found: dict[str, int] = {}
+    for row, text in enumerate(texts):
+        found.setdefault(text if isinstance(text, str) else "\n".join(text), row)
+    if len(found) < LEAST_ROWS:
         raise InputError(
-            f"{name} holds {len(whole)} different texts; drift needs {LEAST_ROWS} or more of each file, give more"
+            f"{name} holds {len(found)} different texts; drift needs {LEAST_ROWS} or more of each file, give more"
         )
-    return [whole[int(place)] for place in draw.permutation(len(whole))[:MOST_ROWS]]
+    return found
 
 
-def _tell_apart(
-    texts: Sequence[str], of_second: np.ndarray, draw: np.random.Generator
-) -> tuple[float, float, tuple[tuple[str, ...], tuple[str, ...]]]:
+def _own(texts: Mapping[str, int], common: Set[str], draw: np.random.Generator) -> dict[str, int]:
+    """At most MOST_ROWS of the texts that the other file lacks, with their rows."""
+    own = [text for text in texts if text not in common]
+    return {own[place]: texts[own[place]] for place in map(int, draw.permutation(len(own))[:MOST_ROWS])}
+
+
+def _tell_apart(texts: Sequence[str], of_second: np.ndarray, draw: np.random.Generator) -> tuple[float, float, Words]:
     """AUC on the half that was not trained on, its p, and the words that tell the files apart."""
     if unspaced(texts):
         vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)

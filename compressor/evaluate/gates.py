@@ -228,5 +228,6 @@ def _advice(name: str, limit: ScoreLimit | str, answers: Answers, compared: str,
         return ""
     needed = rows_to_decide(bound, share)
     if needed > rows:
-        return f"; {rows} rows cannot show it, about {needed:,} are needed at {100 * share:.1f} % flips"
+        enough = f"about {needed:,} rows would show it in 4 of 5 cases at {100 * share:.1f} % flips"
+        return f"; {rows} rows do not show it, {enough}"
     return f"; {rows} rows do not settle a fall this close to the limit"

@@ -25,6 +25,8 @@ def _worst_class_recall(references: np.ndarray, predictions: np.ndarray, _place:
 
 
 def _matthews(references: np.ndarray, predictions: np.ndarray, _place: int | None) -> float:
+    if len(np.unique(np.concatenate([references, predictions]))) < 2:
+        return 0.0  # as scikit-learn says, without its warning
     return float(sklearn_metrics.matthews_corrcoef(references, predictions))
 
 

@@ -182,17 +182,22 @@ def wilson(share: float, rows: int, *, confidence: float = 0.95) -> Interval:
     return Interval(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)))
 
 
-def rows_to_decide(limit: float, discordant_share: float, *, confidence: float = 0.95) -> int:
-    """Rows at which a model whose true drop is zero is expected to prove a drop of at most `limit` (fraction > 0).
+def rows_to_decide(limit: float, discordant_share: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
+    """Rows at which a model whose true drop is zero proves a drop of at most `limit` in a share `power` of cases.
 
-    `discordant_share` is the share of rows on which exactly one of the two models is right.
+    Args:
+        limit: a fraction > 0.
+        discordant_share: of rows on which exactly one of the two models is right.
+        confidence: of the one-sided bound.
+        power: 0.5 gives the rows at which the bound is expected to lie at the limit, which half of the cases miss.
 
     >>> rows_to_decide(0.01, 0.02)
-    542
+    1237
     """
     if limit <= 0:
         raise ValueError(f"limit must be above 0 (got {limit:g})")
-    return math.ceil(discordant_share * (NormalDist().inv_cdf(confidence) / limit) ** 2)
+    reach = NormalDist().inv_cdf(confidence) + NormalDist().inv_cdf(power)
+    return math.ceil(discordant_share * (reach / limit) ** 2)
 
 
 def _check(references: np.ndarray, predictions: np.ndarray) -> None:

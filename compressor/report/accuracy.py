@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -179,8 +180,24 @@ def optimisms(logits: Mapping[str, np.ndarray], known: Known, *, reference: str 
     for stage in stages:
         before = _fall(known.select[reference], known.select[stage], known.select_references, known)
         after = _fall(logits[reference], logits[stage], known.references, known)
-        found.append(Optimism(stage=stage, select=before, test=after, optimism=after.value - before.value))
+        gap = difference(after, before)
+        found.append(Optimism(stage=stage, select=before, test=after, optimism=gap.value, low=gap.low, high=gap.high))
     return tuple(found)
+
+
+def difference(one: Figure, other: Figure) -> Figure:
+    """The first minus the second, of rows apart: on each side half widths add in quadrature.
+
+    As Zou and Donner 2008, https://doi.org/10.1002/sim.3095: the low end takes the first's low and the second's high.
+
+    >>> found = difference(Figure(value=5, low=2, high=6), Figure(value=1, low=0, high=5))
+    >>> (found.value, found.low), round(found.high, 3)
+    ((4.0, -1.0), 5.414)
+    """
+    value = one.value - other.value
+    below = math.hypot(one.value - one.low, other.high - other.value)
+    above = math.hypot(one.high - one.value, other.value - other.low)
+    return Figure(value=value, low=value - below, high=value + above)
 
 
 def _fall(reference_logits: np.ndarray, logits: np.ndarray, references: Sequence[int | None], known: Known) -> Figure:

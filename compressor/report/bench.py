@@ -20,6 +20,7 @@ from compressor.report.foreign import Opened, class_ids, names_of, open_model, r
 from compressor.report.measure import measure, write_report
 from compressor.report.model import Report, SubjectRow
 from compressor.report.sentences import SENTENCES
+from compressor.report.subjects import ROWS_TIMED
 from compressor.sources.rows_source import resolve_rows
 from compressor.stage import Progress, settings_of, silent
 
@@ -179,8 +180,12 @@ def _as_given(report: Report, opened: dict[str, Opened], given: Given) -> Report
     for row in report.subjects:
         one = opened[row.name.removesuffix("/aa")]
         subjects.append(row.model_copy(update={"path": one.given, "precision": one.precision}))
-    notes = () if given.note is None else (given.note,)
     rows = len(given.texts)
+    notes: tuple[str, ...] = () if given.note is None else (given.note,)
+    if given.labels is None and given.texts != SENTENCES:
+        notes += (f"Nothing is scored: no column of labels of {given.name} was found or named; name one with --label.",)
+    if rows < ROWS_TIMED:
+        notes += (f"Times rest on {rows} different rows; {ROWS_TIMED} are usual.",)
     report = report.model_copy(
         update={
             "subjects": tuple(subjects),

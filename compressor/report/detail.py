@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
-from compressor.report.model import LatencyRow, Report, Resources, SubjectRow
+from compressor.report.model import Figure, LatencyRow, Optimism, Report, Resources, SubjectRow
 from compressor.report.section import Cell, Section, facts, number, said, spread
 from compressor.report.table import plain
 
@@ -124,11 +124,17 @@ def perturbed(report: Report) -> Section:
 def optimism(report: Report) -> Section:
     """What deciding on select flattered."""
     heads = ("stage", "drop on select (pp)", "drop on test (pp)", "test minus select (pp)")
-    rows = tuple(
-        (Cell(one.stage), spread(one.select), spread(one.test), number(100 * one.optimism, ".1f"))
-        for one in report.optimism
-    )
-    return Section("optimism", "What deciding on select flattered", heads, rows)
+    rows = tuple((Cell(one.stage), spread(one.select), spread(one.test), _gap(one)) for one in report.optimism)
+    note = "Within noise: the interval of the difference includes 0, so no flattery is shown."
+    return Section("optimism", "What deciding on select flattered", heads, rows, note=note)
+
+
+def _gap(one: Optimism) -> Cell:
+    """Test minus select, and whether chance could have done it."""
+    if one.low is None or one.high is None:
+        return number(100 * one.optimism, ".1f")
+    gap = Figure(value=one.optimism, low=one.low, high=one.high)
+    return spread(gap, note="within noise" if gap.low <= 0 <= gap.high else "")
 
 
 def times(report: Report) -> Section:

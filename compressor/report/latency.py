@@ -117,7 +117,7 @@ def _scenario_row(target: str, answered: Answered) -> LatencyRow:
         threads=answered.threads,
         processes=answered.processes,
         status="not measured" if answered.rows_per_second is None else "measured",
-        reason=answered.reason or (f"tried {tried}" if tried else None),
+        reason="; ".join(part for part in (answered.reason, f"tried {tried}" if tried else None) if part) or None,
         rows_per_second=answered.rows_per_second,
         samples=answered.samples,
         p50_ms=percentile(nanoseconds, 0.5),

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from compressor.data.rows import DataSets, Rows, Text
 from compressor.errors import InputError
 from compressor.evaluate.metrics import confusion, metric_function
+from compressor.evaluate.script import unspaced
 from compressor.report.static_vectors import distil_vectors
 from compressor.stage import Progress, silent
 
 STRENGTHS = (1.0, 10.0, 100.0)
 """Inverse regularization tried on features whose rows have about length 1."""
-SPACED_SHARE = 0.05
-"""Share of white space below which words cannot be told by it: Chinese has none, English about 0.17."""
 MOST_FEATURES = 300_000
 """Words and pairs, or runs of characters, that are counted; the most frequent ones."""
 MOST_ROWS = 100_000
@@ -52,7 +51,7 @@ def fit_tfidf(data: DataSets, *, seed: int = 17, progress: Progress = silent) ->
 
     progress("baseline tfidf", 0, 1)
     train = labelled(data.train, seed=seed)
-    characters = has_few_spaces(texts_of(train.texts))
+    characters = unspaced(texts_of(train.texts))
     ranges: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)}
     if not characters:
         ranges = {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"}
@@ -152,16 +151,6 @@ def texts_of(texts: Sequence[Text]) -> list[str]:
     ['a', 'b', 'c']
     """
     return [part for text in texts for part in ([text] if isinstance(text, str) else text)]
-
-
-def has_few_spaces(texts: Sequence[str]) -> bool:
-    """Whether white space does not tell words apart, as in Chinese.
-
-    >>> has_few_spaces(["这部电影很好看"]), has_few_spaces(["a warm film"])
-    (True, False)
-    """
-    spaces = sum(character.isspace() for text in texts for character in text)
-    return spaces < SPACED_SHARE * sum(map(len, texts))
 
 
 def labelled(rows: Rows, *, seed: int = 17) -> Rows:

@@ -210,6 +210,9 @@ class Optimism(Part):
     select: Figure
     test: Figure
     optimism: float
+    low: float | None = None
+    """Ends of its two-sided 95 % interval; None in reports of earlier versions."""
+    high: float | None = None
 
 
 class Baseline(Part):

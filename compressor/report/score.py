@@ -236,12 +236,19 @@ def _doubts(score: UnlabelledScore) -> tuple[str, ...]:
 def _drift_sentences(drift: Difference) -> list[str]:
     before, after = (", ".join(words) for words in drift.words)
     unknown = " and ".join(f"{100 * share:.1f} %" for share in drift.unknown)
+    shared = " and ".join(f"{100 * share:.1f} %" for share in drift.shared)
+    own = f"{drift.rows[0]:,} and {drift.rows[1]:,} texts"
+    if drift.told:
+        how = f"a classifier tells them apart with AUC {drift.auc:.3f} (p {drift.auc_p:.3f}) on {own}"
+    else:
+        how = f"{own} that the other lacks are too few to tell files apart"
     found = [
-        f"drift: {'the files differ' if drift.differs else 'no difference shown'}: a classifier tells them apart with "
-        f"AUC {drift.auc:.3f} (p {drift.auc_p:.3f}) on {drift.rows[0]:,} and {drift.rows[1]:,} texts",
+        f"drift: {'the files differ' if drift.differs else 'no difference shown'}: {how}",
         f"drift: {drift.tokens[0]:.1f} and {drift.tokens[1]:.1f} tokens a row (p {drift.tokens_p:.3f}), "
         f"unknown to the model {unknown}",
     ]
+    if any(drift.shared):
+        found.insert(1, f"drift: {shared} of their different texts are in both files, and were left out")
     if drift.auc_p < 0.05:
         found.append(f"drift: the first is known by {before}; the second by {after}")
     return found

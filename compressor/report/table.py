@@ -55,8 +55,12 @@ def plain(value: object) -> str:
 
 
 def megabytes(size: int | None) -> str:
-    """Bytes in units of 10^6; a dash for None."""
-    return "-" if size is None else f"{size / 1e6:.1f}"
+    """Bytes in units of 10^6, small ones with more places; a dash for None.
+
+    >>> megabytes(15_340_000), megabytes(4_200), megabytes(None)
+    ('15.3', '0.004', '-')
+    """
+    return "-" if size is None else f"{size / 1e6:.{1 if size >= 95_000 else 3}f}"
 
 
 def cells(row: SubjectRow) -> tuple[str, ...]:

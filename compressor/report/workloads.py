@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from compressor.bench.isolation import Timing, time_in_turn
@@ -13,7 +14,7 @@ from compressor.bench.process import PLAIN, Command, Work
 from compressor.bench.scenarios import Answered, arrivals, offline
 from compressor.bench.settings import Benchmark, Target
 from compressor.device import training_device, usable_threads
-from compressor.errors import InputError
+from compressor.errors import InputError, StageError
 from compressor.model.manifest import read_manifest
 from compressor.stage import Progress
 
@@ -67,8 +68,8 @@ class Desk:
         asked = set(self.benchmark.scenarios) - {"single stream"}
         if not scenarios or not asked or self.target.device != "cpu":
             return timing
-        one_core = self._one_core() if "one core" in asked else None
-        return replace(timing, one_core=one_core, answered=tuple(self._answered(timing)))
+        one_core, failed = self._one_core() if "one core" in asked else (None, [])
+        return replace(timing, one_core=one_core, answered=(*failed, *self._answered(timing)))
 
     @property
     def names(self) -> list[str]:
@@ -83,25 +84,40 @@ class Desk:
             for work in works_asked(self.benchmark, self.target)
         }
 
-    def _one_core(self) -> Timing:
-        return time_in_turn(
-            [self.command(name, 1) for name in self.subjects],
-            rows=self.rows,
-            rounds=self.benchmark.rounds,
-            threads=1,
-            progress=lambda _what, done, total: self.progress("timing on one core", done, total),
-        )
+    def _one_core(self) -> tuple[Timing | None, list[Answered]]:
+        """The timing, or None and why for every subject: they are timed in turn, so that one's end is that of all."""
+        try:
+            timing = time_in_turn(
+                [self.command(name, 1) for name in self.subjects],
+                rows=self.rows,
+                rounds=self.benchmark.rounds,
+                threads=1,
+                progress=lambda _what, done, total: self.progress("timing on one core", done, total),
+            )
+        except StageError as error:
+            return None, [Answered(name, "one core", 1, reason=in_short(error)) for name in self.names]
+        return timing, []
 
     def _answered(self, timing: Timing) -> list[Answered]:
         """Offline and arrivals of every subject, tokenizing included unless that was switched off."""
         found: list[Answered] = []
         work = Work(end_to_end=self.benchmark.end_to_end)
-        for scenario in (one for one in self.benchmark.scenarios if one in ("offline", "arrivals")):
+        for scenario in self.benchmark.scenarios:
+            if scenario != "offline" and scenario != "arrivals":
+                continue
             for number, name in enumerate(self.names):
                 self.progress(scenario, number, len(self.names))
                 samples = [nanoseconds for one in timing.rounds_of(name, work).values() for nanoseconds in one]
-                run = self._offline if scenario == "offline" else self._arrivals
-                found.append(run(name, work, sum(samples) / len(samples) / 1e9, timing.cpus))
+                seconds_per_row = sum(samples) / len(samples) / 1e9
+                try:
+                    if scenario == "offline":
+                        found.append(self._offline(name, work, seconds_per_row, timing.cpus))
+                    else:
+                        found.append(self._arrivals(name, work, seconds_per_row, timing.cpus))
+                except StageError as error:
+                    limit = self.benchmark.p99_ms if scenario == "arrivals" else None
+                    why = in_short(error)
+                    found.append(Answered(name, scenario, self.threads, work, limit_ms=limit, reason=why))
             self.progress(scenario, len(self.names), len(self.names))
         return found
 
@@ -139,6 +155,15 @@ def works_asked(benchmark: Benchmark, target: Target) -> tuple[Work, ...]:
     grid = benchmark.grid
     sizes = [] if grid is None else [Work(batch, length) for batch in grid.batch for length in grid.length]
     return tuple(dict.fromkeys(work for work in whole + sizes if work != PLAIN))
+
+
+def in_short(error: StageError) -> str:
+    r"""What went wrong, on one line of at most 300 characters: a process may have written pages.
+
+    >>> in_short(StageError("timing slim: loading took more than 120 s; it wrote:\n  nothing"))
+    'timing slim: loading took more than 120 s; it wrote: nothing'
+    """
+    return shorten(str(error), 300, placeholder=" ...")
 
 
 def too_long(folder: Path, work: Work) -> str | None:

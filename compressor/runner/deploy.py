@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from compressor.report.model import Report
     from compressor.report.subjects import Subject
 
+TEMPERATURE_ROWS = 200
+"""Fewest rows of select that a temperature is trusted from."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -55,12 +58,19 @@ def write_report_and_final(chain: Chain, made: Made, best: str, key: str) -> Non
     (partial / "README.md").write_text(card, encoding="utf-8")
     write_golden(partial)
     verdict = {"verdict": made.report.verdict, "stage": best, "recipe": chain.recipe.name, "version": version()}
-    calibration = made.report.subject(best).calibration
-    known = {} if calibration is None else {"temperature": calibration.temperature}
+    known = _temperature(made.report, best, len(data.select))
     write_json(partial / "compressor.json", {**manifest, **verdict, **known, "files": file_hashes(partial)})
     shutil.rmtree(directory.final, ignore_errors=True)
     os.replace(partial, directory.final)
     write_json(directory.report / "key.json", {"key": key, "final": model_digest(directory.final)})
+
+
+def _temperature(report: Report, best: str, rows: int) -> dict[str, float]:
+    """The temperature of the deployed model, where it was fitted on rows enough and made its confidence truer."""
+    found = report.subject(best).calibration
+    if found is None or rows < TEMPERATURE_ROWS or found.error_after >= found.error:
+        return {}
+    return {"temperature": found.temperature}
 
 
 def scored_part(data: DataSets) -> str:

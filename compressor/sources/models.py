@@ -120,6 +120,6 @@ def _snapshot(path: str, *, offline: bool) -> Path:
         raise InputError(f"{path} is neither a folder here nor a model of the hub") from problem
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as problem:
         raise InputError(
-            f"{path} is not a folder here, and the hub cannot be reached for it ({type(problem).__name__}); check the "
-            "name, or give the folder of a saved model"
+            f"{path} is not a folder here, and the hub cannot be reached for it; check the name, or give the folder of "
+            "a saved model"
         ) from problem

@@ -159,4 +159,8 @@ def test_other_threads_and_a_machine_that_is_not_said_are_not_compared():
     assert same_machine(one, {"id": "a", "timing": {"cpu": {"threads": 1}}}) == (
         "threads at target cpu: 2 here, 1 there",
     )
+    assert same_machine(one, {"id": "a", "timing": {"server": {"threads": 1}}}) == (
+        "threads: 2 at cpu here, 1 at server there",
+    )
+    assert same_machine(one, {"id": "a", "timing": {"server": {"threads": 2}}}) == ()
     assert same_machine(one, {}) == ("a run does not say what machine it was timed on",)

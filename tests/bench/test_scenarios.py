@@ -16,6 +16,7 @@ from compressor.bench.scenarios import (
     offline,
     p99_of,
     promised_rate,
+    rows_of_pass,
     search_rate,
     waits,
 )
@@ -147,6 +148,17 @@ def test_offline_takes_the_layout_that_answers_most(monkeypatch: pytest.MonkeyPa
     assert layouts["2 x 1 threads"] == found.rows_per_second
     assert layouts["2 x 1 threads"] > 1.4 * layouts["1 x 2 threads"]
     assert found.samples == 3 * 2 * 20
+
+
+def test_offline_takes_fewer_rows_where_a_pass_would_be_long(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scenarios, "PASS_SECONDS", 0.1)
+    found = offline(lambda threads: fake(milliseconds=5.0), cpus=None, threads=2, rows=64, seconds_per_row=0.01)
+    assert found.reason == "5 of 64 rows, which take long"
+    assert found.rows_per_second is not None
+    assert found.samples % (3 * 5) == 0
+    assert rows_of_pass(64, 0.02) == [0, 12, 25, 38, 51]
+    assert rows_of_pass(64, 1e-9) == list(range(64))
+    assert rows_of_pass(64, 1e9) == [0]
 
 
 def test_offline_on_one_thread_has_one_layout(monkeypatch: pytest.MonkeyPatch):

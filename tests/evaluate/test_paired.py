@@ -108,8 +108,18 @@ def test_agreement_and_flips_count_rows():
     assert (found.both, found.lost, found.won, found.neither) == (2, 1, 1, 1)
 
 
-def test_rows_to_decide_solves_the_one_sided_bound_for_the_rows():
-    rows = rows_to_decide(0.01, 0.04)
+def test_an_equal_model_passes_four_times_in_five_at_the_rows_to_decide(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("compressor.evaluate.paired.RESAMPLES", 500)
+    rows = rows_to_decide(0.02, 0.04)
+    passed = sum(
+        drop("accuracy", *_order(two_models(seed, rows, 0.02, 0.02)), LABELS, confidence=0.90, seed=seed).high <= 0.02
+        for seed in range(400)
+    )
+    assert passed / 400 == pytest.approx(0.8, abs=0.06)
+
+
+def test_rows_to_decide_at_even_power_solve_the_one_sided_bound():
+    rows = rows_to_decide(0.01, 0.04, power=0.5)
     assert stats.norm.ppf(0.95) * np.sqrt(0.04 / rows) <= 0.01
     assert stats.norm.ppf(0.95) * np.sqrt(0.04 / (rows - 1)) > 0.01
 

@@ -268,7 +268,16 @@ def sample_report(name: str = "reviews 评论") -> Report:
         decisions=(
             {"stage": "student", "kind": "start", "chosen": 0.737, "because": "accuracy on select before training"},
         ),
-        optimism=(Optimism(stage="int8", select=figure(0.011, 0.02), test=figure(0.0165, 0.0135), optimism=0.0055),),
+        optimism=(
+            Optimism(
+                stage="int8",
+                select=figure(0.011, 0.02),
+                test=figure(0.0165, 0.0135),
+                optimism=0.0055,
+                low=-0.0186,
+                high=0.0296,
+            ),
+        ),
         baselines=baselines(),
         histogram={
             "edges": edges,

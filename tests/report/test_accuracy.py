@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from compressor.errors import InputError
-from compressor.report.accuracy import Known, calibration, deepen, token_lengths
+from compressor.report.accuracy import Known, calibration, deepen, difference, token_lengths
 from compressor.report.assemble import Scored, Told, assemble
-from compressor.report.model import Report
+from compressor.report.model import Figure, Report
 from compressor.report.subjects import Subject
 
 ROWS, LABELS = 600, ("bad", "good")
@@ -92,6 +92,24 @@ def test_optimism_is_the_drop_on_test_minus_that_on_select(subjects: list[Subjec
     assert found.test.value == pytest.approx(on_test)
     assert found.select.value == pytest.approx(on_select)
     assert found.optimism == pytest.approx(on_test - on_select)
+    assert found.optimism - found.low == pytest.approx(
+        np.hypot(found.test.value - found.test.low, found.select.high - found.select.value)
+    )
+    assert found.high - found.optimism == pytest.approx(
+        np.hypot(found.test.high - found.test.value, found.select.value - found.select.low)
+    )
+
+
+def test_the_interval_of_optimism_holds_the_truth_about_as_often_as_promised():
+    rng, held = np.random.default_rng(5), 0
+    for _ in range(2000):
+        one, other = rng.normal(0.03, 0.02), rng.normal(0.01, 0.01)
+        found = difference(
+            Figure(value=one, low=one - 1.96 * 0.02, high=one + 1.96 * 0.02),
+            Figure(value=other, low=other - 1.96 * 0.01, high=other + 1.96 * 0.01),
+        )
+        held += found.low <= 0.02 <= found.high
+    assert held / 2000 == pytest.approx(0.95, abs=0.015)
 
 
 def test_without_a_test_set_there_is_no_optimism_and_calibration_is_cross_fitted(subjects: list[Subject]):

@@ -98,6 +98,38 @@ def test_times_of_different_machines_are_shown_only_when_asked_for(runs: tuple[P
     assert "processor: one here, two there" in shown.text()
 
 
+def retime(folder: Path, *rows: dict[str, object]) -> None:
+    """Other latency rows, and a ratio, for the one subject of a report."""
+    path = folder / "report" / "report.json"
+    content = json.loads(path.read_text())
+    usual = {"target": "cpu", "threads": 1, "status": "measured", "samples": 100}
+    content["subjects"][0]["latency"] = [usual | row for row in rows]
+    ratio = {"drop": None, "agreement": None, "latency_ratio": figure(1.0)}
+    content["subjects"][0]["versus_teacher"] = ratio
+    path.write_text(json.dumps(content))
+
+
+def test_times_are_paired_under_the_same_conditions_alone(runs: tuple[Path, Path]):
+    retime(runs[0], {"p50_ms": 1.0}, {"p50_ms": 5.0, "batch": 8}, {"p50_ms": 7.0, "length": "padded"})
+    retime(runs[1], {"p50_ms": 9.0, "batch": 8}, {"p50_ms": 2.0}, {"p50_ms": 3.0, "scenario": "offline"})
+    found = diff(*runs)
+    assert [(row.conditions, row.one_ms, row.other_ms) for row in found.times] == [
+        ("target cpu, 1 thread", 1.0, 2.0),
+        ("target cpu, 1 thread, batch 8", 5.0, 9.0),
+    ]
+    assert all(row.one_ratio is None for row in found.times)
+    assert "target cpu, 1 thread, batch 8:" in found.text()
+    assert diff(runs[0], runs[0]).times[0].one_ratio is not None
+
+
+@pytest.mark.parametrize("other", [{"target": "server"}, {"threads": 2}, {"end_to_end": True}])
+def test_a_subject_timed_under_other_conditions_is_not_paired(runs: tuple[Path, Path], other: dict[str, object]):
+    retime(runs[1], {"p50_ms": 2.0} | other)
+    found = diff(*runs)
+    assert [(row.conditions, row.one_ms, row.other_ms) for row in found.times] == [(None, None, None)]
+    assert "not timed in both under the same conditions: teacher" in found.text()
+
+
 def test_lines_fit_100_columns_and_json_is_json(runs: tuple[Path, Path]):
     found = diff(*runs)
     assert max(map(len, found.text().splitlines()[2:])) <= 100

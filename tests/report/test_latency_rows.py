@@ -77,6 +77,13 @@ def test_a_scenario_without_a_figure_says_why():
     assert (row.status, row.reason, row.rows_per_second) == ("not measured", "even alone", None)
 
 
+def test_a_figure_that_came_about_otherwise_says_how_beside_what_was_tried():
+    tried = (("2 x 1 threads", 8.0),)
+    answered = (Answered("model", "offline", 1, WHOLE, 2, 8.0, 15, tried=tried, reason="5 of 64 rows"),)
+    row = rows({"cpu": timing({PLAIN: 4.0}, answered=answered)})[-1]
+    assert (row.status, row.reason) == ("measured", "5 of 64 rows; tried 2 x 1 threads: 8 rows/s")
+
+
 def test_lengths_that_a_model_does_not_read_are_named(tiny_classifier: Path):
     benchmark = Benchmark.model_validate({"grid": {"length": ["data", 16, 4096]}})
     found = rows({"cpu": timing({PLAIN: 4.0, Work(length=16): 3.0})}, benchmark=benchmark, folder=tiny_classifier)

@@ -71,7 +71,13 @@ def test_drift_between_two_files_is_found_and_doubted(tiny_classifier: Path, stu
     assert any("the two files differ" in doubt for doubt in found.doubts)
     assert any(line.startswith("drift: the files differ") for line in found.sentences())
     assert max(map(len, found.sentences())) < 250
-    assert not score(student, tiny_classifier, pool, drift=pool).drift.differs
+    same = score(student, tiny_classifier, pool, drift=pool)
+    assert not same.drift.differs
+    assert any("0 and 0 texts that the other lacks are too few" in line for line in same.sentences())
+    assert (
+        "drift: 100.0 % and 100.0 % of their different texts are in both files, and were left out" in same.sentences()
+    )
+    assert not any("in both files" in line for line in found.sentences())
 
 
 def test_labels_in_another_order_are_matched_by_name(tiny_classifier: Path, pool: Path, tmp_path: Path):

@@ -109,6 +109,19 @@ def test_an_older_report_still_renders_without_the_later_sections(report: Report
         assert "Class by class" not in shown
 
 
+def test_optimism_within_noise_says_so(report: Report):
+    def cell(**changes: float | None):
+        one = report.optimism[0].model_copy(update=changes)
+        changed = report.model_copy(update={"optimism": (one,)})
+        return next(found for found in sections(changed) if found.key == "optimism").rows[0][-1]
+
+    assert cell().note == "within noise"
+    assert cell().text == "0.5 [-1.9, 3.0]"
+    assert cell(low=0.001).note == ""
+    assert cell(low=-0.02, high=-0.001).note == ""
+    assert (cell(low=None, high=None).text, cell(low=None, high=None).note) == ("0.5", "")
+
+
 def test_a_section_without_content_is_left_out(report: Report):
     every = [one.key for one in sections(report)]
     parts = {"doubts": "doubts", "baselines": "baselines", "curves": "training", "pruning": "pruned-0"}

@@ -17,7 +17,7 @@ from compressor.data.settings import Task
 from compressor.errors import InputError
 from compressor.model.encoders import load_model
 from compressor.report import linear, static_vectors
-from compressor.report.linear import by_side, fit_static, fit_tfidf, has_few_spaces
+from compressor.report.linear import by_side, fit_static, fit_tfidf
 from compressor.report.static_vectors import RARITY, distil_vectors, own_tokens, principal, token_states
 
 TEXTS = [text for text, _ in make_reviews(60, seed=9)]
@@ -144,7 +144,6 @@ def test_chinese_is_counted_by_characters():
     simple = fit_tfidf(data)
     assert "1 to 3 characters" in simple.what
     assert share_right(simple.answer(data.test.texts), data.test) > 0.95
-    assert not has_few_spaces(TEXTS)
 
 
 def test_whether_two_texts_share_a_word_is_learned_from_their_product():

@@ -8,13 +8,16 @@ import pytest
 from model_folders import TEXTS, write_classifier
 
 from compressor.bench import scenarios
+from compressor.bench.isolation import Slot, Timing
 from compressor.bench.process import PLAIN, Work
 from compressor.bench.settings import TARGETS, Benchmark, Target
+from compressor.errors import StageError
 from compressor.export.exporter import Exporter
 from compressor.report.latency import latency_rows
 from compressor.report.resources import resources
 from compressor.report.subjects import Subject, time_subjects
-from compressor.report.workloads import skipped, too_long, works_asked
+from compressor.report.workloads import Desk, skipped, too_long, works_asked
+from compressor.stage import silent
 
 WHOLE = Work(end_to_end=True)
 
@@ -92,3 +95,42 @@ def test_everything_that_is_asked_for_is_timed(tmp_path: Path, tiny_classifier: 
     assert taken.cost_per_million > 0
     assert taken.reasons["cost_per_million"].endswith("of offline")
     assert json.loads(json.dumps(asdict(timing)))["answered"][1]["scenario"] == "arrivals"
+
+
+def test_a_scenario_that_fails_is_not_measured_and_ends_no_report(monkeypatch: pytest.MonkeyPatch):
+    def single_stream(_commands, *, threads: int, **_more) -> Timing:
+        if threads == 1:
+            raise StageError("timing slim: round 3 took more than 300 s; it wrote: nothing")
+        slots = tuple(Slot(name, 0, 0, (0,), (1_000_000,), WHOLE) for name in ("teacher", "slim"))
+        return Timing(slots, threads, None, {}, 0.0, None, None, None)
+
+    def failing(what: str):
+        def scenario(*_given, **_more):
+            raise StageError(f"timing model: {what} took more than 300 s; it wrote:\n" + "pages " * 200)
+
+        return scenario
+
+    monkeypatch.setattr("compressor.report.workloads.time_in_turn", single_stream)
+    monkeypatch.setattr("compressor.report.workloads.offline", failing("offline"))
+    monkeypatch.setattr("compressor.report.workloads.arrivals", failing("arrivals"))
+    benchmark = Benchmark.model_validate(
+        {"scenarios": ["single stream", "one core", "offline", "arrivals"], "p99_ms": 20.0}
+    )
+    subjects = {name: Subject(name, Path("unused")) for name in ("teacher", "slim")}
+    desk = Desk(subjects, None, Path("rows"), 64, Target(threads=2), benchmark, 17, silent)
+    timing = desk.time(scenarios=True)
+    assert timing.one_core is None
+    found = [(one.subject, one.scenario) for one in timing.answered]
+    assert found == [(name, what) for what in ("one core", "offline", "arrivals") for name in ("teacher", "slim")]
+    assert {one.rows_per_second for one in timing.answered} == {None}
+    slots = tuple(Slot(slot.subject, 0, 0, (0,), slot.nanoseconds) for slot in timing.slots)
+    timings = {"cpu": Timing(slots, 2, None, {}, 0.0, None, None, None, answered=timing.answered)}
+    rows = latency_rows("slim", timings, folder=Path("unused"), targets=TARGETS)[1:]
+    assert [(row.scenario, row.status) for row in rows] == [
+        ("one core", "not measured"),
+        ("offline", "not measured"),
+        ("arrivals", "not measured"),
+    ]
+    assert rows[0].reason == "timing slim: round 3 took more than 300 s; it wrote: nothing"
+    assert rows[1].reason.startswith("timing model: offline took more than 300 s; it wrote: pages")
+    assert all(len(row.reason) <= 300 for row in rows)
