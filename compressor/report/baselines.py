@@ -18,18 +18,13 @@ from compressor.evaluate.settings import Budget
 from compressor.model.manifest import MANIFEST_NAME
 from compressor.report.linear import Simple, fit_static, fit_tfidf
 from compressor.report.model import Baseline, Figure, MetricFigure
+from compressor.report.simpler import TITLES, percent
 from compressor.report.small_model import Small, small_answers
 from compressor.report.subjects import draw_texts
 from compressor.stage import Progress, silent
 
 Clock = Callable[[], int]
 """Nanoseconds on a clock that never goes back."""
-TITLES: Mapping[str, str] = {
-    "tfidf": "TF-IDF with logistic regression",
-    "static": "Logistic regression on static vectors",
-    "small": "A small model fine-tuned on the labels alone",
-}
-"""The simplest first."""
 TIMED, UNTIMED, SECONDS = 200, 10, 2.0
 """Rows timed one by one, those before them that do not count, and the most that timing may take."""
 MARGIN = 0.01
@@ -134,24 +129,6 @@ def make_baselines(
     return Baselines(tuple(made), tuple(doubts))
 
 
-def verdict_note(baselines: Sequence[Baseline]) -> str | None:
-    """One sentence on the simplest baseline that would do in place of the deployed model; None where none would.
-
-    `baselines` are in the order that `make_baselines` gives.
-    """
-    enough = next((one for one in baselines if one.suffices), None)
-    if enough is None:
-        return None
-    costs = []
-    if enough.milliseconds is not None:
-        costs.append(f"{enough.milliseconds:.2g} ms a row")
-    if enough.bytes is not None:
-        costs.append(f"{enough.bytes / 1e6:.1f} MB")
-    shown = f" ({', '.join(costs)})" if costs else ""
-    title = TITLES.get(enough.name, enough.name)
-    return f"Something simpler may do: {title} reaches {_percent(enough)}{shown} and is not shown to be worse."
-
-
 def row_milliseconds(
     answer: Callable[[Sequence[Text]], object], texts: Sequence[Text], *, seed: int = 17, clock: Clock
 ) -> float:
@@ -238,13 +215,9 @@ def _sentence(row: Baseline, deployed: str, limits: Sequence[BudgetRow]) -> str:
         ending = "these rows do not settle whether it suffices"
     title = TITLES.get(row.name, row.name)
     return (
-        f"{title} reaches {_percent(row)}, {100 * abs(behind.value):.1f} pp {words} the deployed model {deployed} "
+        f"{title} reaches {percent(row)}, {100 * abs(behind.value):.1f} pp {words} the deployed model {deployed} "
         f"({low:.1f} to {high:.1f}) on {row.metric.rows:,} rows: {ending}."
     )
-
-
-def _percent(row: Baseline) -> str:
-    return f"{100 * row.metric.value:.1f} % {row.metric.name}"
 
 
 def _one_line(failure: BaseException) -> str:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from compressor.report.model import Figure, Report, SubjectRow
+from compressor.report.simpler import verdict_note
 
 WIDTH = 100
 HEADS = ("model", "prec.", "MB", "score %", "drop (pp)", "p50 ms", "time vs teacher", "speed")
@@ -100,10 +101,6 @@ def noise_sentence(report: Report) -> str:
 
 def simpler(report: Report) -> str:
     """What of the baselines would do in place of the deployed model; empty where none would."""
-    if not any(one.suffices for one in report.baselines):
-        return ""
-    from compressor.report.baselines import verdict_note  # it loads what baselines are made with
-
     return verdict_note(report.baselines) or ""
 
 

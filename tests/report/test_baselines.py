@@ -16,7 +16,8 @@ from compressor.evaluate.settings import Budget
 from compressor.model.manifest import read_manifest
 from compressor.model.settings import Student
 from compressor.report import linear
-from compressor.report.baselines import TITLES, Held, make_baselines, row_milliseconds, verdict_note
+from compressor.report.baselines import Held, make_baselines, row_milliseconds
+from compressor.report.simpler import TITLES, verdict_note
 from compressor.report.small_model import Small
 from compressor.runtime.predictor import load
 
