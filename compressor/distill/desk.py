@@ -201,8 +201,8 @@ def check_score(desk: Desk, *, progress: Progress) -> Decision:
     each = desk.teachers.answered_each(desk.data.select, desk.select, progress=progress)
     logits = desk.teachers.together(each)
     members = desk.teachers.members
-    named = [(f"{member.name}: ", said) for member, said in zip(members, each, strict=True)] if len(members) > 1 else []
-    for name, said in [*named, ("", logits)]:
+    alone = [(f"{member.name}: ", said) for member, said in zip(members, each, strict=True)] if len(members) > 1 else []
+    for name, said in [*alone, ("", logits)]:
         problem = near_chance(said, desk.select.targets)
         if problem is not None:
             advice = "nothing can be learned from it: fine-tune the teacher, or look at data.labels"

@@ -60,7 +60,7 @@ class Teachers:
     def answered(
         self, rows: Rows, pool: Pool, *, name: str = "data.select", progress: Progress = silent
     ) -> NDArray[np.float32]:
-        """Logits of rows of their own, such as those of `select`, shape (N, C), NaN where nobody answered; as below."""
+        """Logits of rows of their own, shape (N, C), NaN where nobody answered; see `answered_each`."""
         return self.together(self.answered_each(rows, pool, name=name, progress=progress))
 
     def together(self, each_TNC: NDArray[np.float32]) -> NDArray[np.float32]:

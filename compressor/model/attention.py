@@ -16,7 +16,7 @@ Attention = Literal["short_products", "sdpa", "eager"]
 """Ways to attend, by their names in transformers' registry."""
 
 SHORT = 128
-"""Tokens of the longest rows that are multiplied plainly; from 256 tokens on the kernel was faster."""
+"""Tokens of the longest rows that are multiplied plainly; longer ones the kernel does with less memory."""
 
 
 def short_products(

@@ -65,12 +65,7 @@ def measure(
     rows = open_rows(data, next(iter(named.values())), base=base)
     texts, references, on_test = scored_rows(rows)
     targets = {"cpu": Target(threads=threads)}
-    settings = settings_of(Benchmark, benchmark or {}, "benchmark")
-    for key in sorted({"targets", "baselines"} & settings.model_fields_set):
-        raise InputError(f"benchmark.{key} is for recipes: measure times onnxruntime on the CPU and makes no baselines")
-    if rounds is not None:
-        settings = settings.model_copy(update={"rounds": rounds})
-    settings = settings.model_copy(update={"targets": ["cpu"]})
+    settings = _timed_as(benchmark, rounds)
     timings: dict[str, Timing] | str = "timing was switched off"
     machine = fingerprint()
     with tempfile.TemporaryDirectory(prefix="compressor-measure-") as work:
@@ -106,6 +101,14 @@ def measure(
     if out is not None:
         write_report(report, out, timings, apart)
     return report
+
+
+def _timed_as(benchmark: Benchmark | Mapping[str, Any] | None, rounds: int | None) -> Benchmark:
+    """What is timed, on the one target that `measure` has; InputError for what only a recipe may say."""
+    settings = settings_of(Benchmark, benchmark or {}, "benchmark")
+    for key in sorted({"targets", "baselines"} & settings.model_fields_set):
+        raise InputError(f"benchmark.{key} is for recipes: measure times onnxruntime on the CPU and makes no baselines")
+    return settings if rounds is None else settings.model_copy(update={"rounds": rounds})
 
 
 def row_counts(rows: DataSets) -> dict[str, Any]:

@@ -71,11 +71,12 @@ def _small(chain: Chain) -> Small:
         home = chain.directory.controls(stage.id).get("no_kd")
         if home is not None:
             return Small(folder=home / "model")
+    start = chain.source if chain.recipe.teacher.finetune is not None else None
     if not stages:
-        return Small(start=chain.source)
+        return Small(start=start)
     lines = read_lines(chain.directory.stage(stages[0].id) / "steps.jsonl")
     steps = max((int(line["step"]) for line in lines), default=None)
-    return Small(student=stages[0].student, start=chain.source, steps=steps)
+    return Small(student=stages[0].student, start=start, steps=steps)
 
 
 def _key(chain: Chain) -> str:

@@ -87,7 +87,8 @@ def _stands(directory: RunDirectory, key: str) -> bool:
     if record is None or record.get("key") != key or not directory.final.is_dir():
         return False
     reports = all(
-        (directory.report / name).is_file() for name in ("report.json", "report.md", "index.html", "answers.npz")
+        (directory.report / name).is_file()
+        for name in ("report.json", "report.md", "index.html", "answers.npz", "samples.json", "disagreements.jsonl")
     )
     return reports and record.get("final") == model_digest(directory.final)
 

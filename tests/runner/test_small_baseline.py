@@ -19,7 +19,9 @@ def chain_of(root: Path, source: Path, *, test: tuple[str, ...] = ("good", "bad"
         Task(), ("no", "yes"), ("text",), 16,
         train=rows, select=rows, test=Rows(test, (0, 1)), unlabelled=Rows((), ()),
     )  # fmt: skip
-    recipe = SimpleNamespace(seed=seed, teacher=None, stages=(), benchmark=SimpleNamespace(baselines=["tfidf"]))
+    recipe = SimpleNamespace(
+        seed=seed, teacher=SimpleNamespace(finetune={}), stages=(), benchmark=SimpleNamespace(baselines=["tfidf"])
+    )
     return SimpleNamespace(
         recipe=recipe, data=data, source=source, directory=RunDirectory(root), keys={}, threads=1, device="cpu",
         smoke=False, folder=lambda _stage: root / "teacher",
