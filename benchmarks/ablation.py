@@ -142,7 +142,7 @@ def trained(change: dict[str, Any], data: DataSets, work: Path, *, seed: int, st
         train=Train(steps=steps, learning_rate=2e-4, schedule="linear", batch_tokens=1024),
         seed=seed,
         decide=lambda decision: told.update({decision.kind: decision.chosen}),
-    ).fit(place / "model", work=place)
+    ).fit(place / "model", work=place, cache_at=work / f"cache-{seed}")
     return [{"subject": "student", "start": told.get("start"), **scored(made, few)}]
 
 

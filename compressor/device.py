@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from compressor.errors import InputError
 
@@ -28,8 +31,14 @@ class Device(Protocol):
     def synchronise(self) -> None:
         """Wait until all work given to the device is done."""
 
-    def event(self) -> float:
-        """Seconds on a monotonic clock once the work so far is done."""
+    def event(self) -> Any:
+        """A mark behind the work given to the device so far; does not wait for it."""
+
+    def nanoseconds(self, start: Any, end: Any) -> int:
+        """Time between two marks by the device's own clock; waits until the later one is reached."""
+
+    def queue(self) -> AbstractContextManager[int | None]:
+        """While open, work goes into a queue of its own, whose address is given; None where there are no queues."""
 
     def memory(self) -> int:
         """Peak bytes in use so far, by the process (CPU) or on the device (GPU)."""
@@ -51,8 +60,14 @@ class Cpu:
     def synchronise(self) -> None:
         """Nothing runs behind Python's back here."""
 
-    def event(self) -> float:
-        return time.perf_counter()
+    def event(self) -> int:
+        return time.perf_counter_ns()
+
+    def nanoseconds(self, start: int, end: int) -> int:
+        return end - start
+
+    def queue(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def memory(self) -> int:
         import resource
@@ -87,9 +102,26 @@ class Gpu:
 
         torch.cuda.synchronize()
 
-    def event(self) -> float:
-        self.synchronise()
-        return time.perf_counter()
+    def event(self) -> Any:
+        """A torch.cuda.Event, recorded in the queue that is open."""
+        import torch
+
+        mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        mark.record()
+        return mark
+
+    def nanoseconds(self, start: Any, end: Any) -> int:
+        end.synchronize()
+        return round(1e6 * float(start.elapsed_time(end)))
+
+    @contextlib.contextmanager
+    def queue(self) -> Iterator[int]:
+        """A stream other than the default one, as CUDA graphs need; torch and onnxruntime both work in it."""
+        import torch
+
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            yield int(stream.cuda_stream)
 
     def memory(self) -> int:
         import torch

@@ -151,6 +151,10 @@ class Stage(Settings):
         inputs = {"teacher", "model"} & set(type(self).model_fields)
         return self.model_dump(mode="json", by_alias=True, exclude={"id", "from_", "gate", *inputs})
 
+    def resumes(self) -> bool:
+        """Whether an interrupted run goes on from what its last try left, with these settings."""
+        return self.trains
+
     def conditions(self, _device: str) -> Mapping[str, object]:
         """What of the machine decides the output; a part of the key."""
         return {}

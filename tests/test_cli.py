@@ -85,7 +85,7 @@ def test_help_shows_the_recipes_options_and_the_verbs():
 
 
 def test_there_are_no_stubs_among_the_verbs():
-    wanted = {"report", "why", "schema", "init", "doctor", "bench", "inspect", "diff", "verify", "score"}
+    wanted = {"report", "why", "push", "schema", "init", "doctor", "bench", "inspect", "diff", "verify", "score"}
     assert set(verbs()) == wanted
 
 
@@ -351,7 +351,9 @@ def test_bench_gives_its_options_to_the_room_and_shows_the_table(project, monkey
     assert json.loads(compress("bench", "one", "--json").stdout)["schema"] == 1
     wrong = compress("bench", "one", "--scenario", "arrivals")
     assert wrong.exit_code == 2
-    assert "p99_ms, such as 50, and scenario arrivals need each other" in wrong.stderr
+    assert "--scenario arrivals and --p99-ms MS need each other; give both or neither" in wrong.stderr
+    compress("bench", "one", "--looks", "2", "--train", "t.csv")
+    assert (asked["looks"], asked["train"]) == (2, Path("t.csv"))
 
 
 def test_verify_of_a_model_that_changed_ends_with_3(project, monkeypatch):

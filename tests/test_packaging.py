@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORTED_AS = {
     "huggingface_hub": "huggingface_hub",
+    "protobuf": "google",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
     "torch-pruning": "torch_pruning",
@@ -21,7 +22,9 @@ IMPORTED_AS = {
 
 
 def declared() -> set[str]:
-    return {line.split(">=")[0] for line in PROJECT["dependencies"]}
+    """The dependencies and what users may add; the extra `dev` is for those who work on this package."""
+    extras = [line for extra, lines in PROJECT["optional-dependencies"].items() if extra != "dev" for line in lines]
+    return {line.split(">=")[0] for line in [*PROJECT["dependencies"], *extras]}
 
 
 def imported() -> set[str]:

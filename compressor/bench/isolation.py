@@ -12,7 +12,7 @@ from compressor.bench.machine import busy_share, load, pick_cpus, stolen_seconds
 from compressor.bench.process import PLAIN, Command, Process, Work
 from compressor.bench.resources import Energy, Taken
 from compressor.bench.scenarios import Answered
-from compressor.bench.statistics import orders_of_rounds
+from compressor.bench.statistics import LOOKS, orders_of_rounds
 from compressor.bench.timer import FEWEST_ROWS, SLOT_SECONDS, SlotPlan, plan_slots, rows_of_round
 from compressor.bench.warmup import warm_from
 
@@ -57,7 +57,8 @@ class Timing:
     load_before: float | None
     """Average count of processes that wanted to run in the minute before, this program's own among them."""
     stolen_seconds: float | None
-    """Seconds that the host took from this machine while it measured; None where not told."""
+    """Seconds that the host took from those processors (from all where none are pinned) while it measured, summed; None
+    where not told."""
     throttled: int | None
     """Times that heat slowed the processors while it measured; None where not told."""
     taken: Mapping[str, Taken] = field(default_factory=dict)
@@ -68,6 +69,13 @@ class Timing:
     """The same subjects, each with one thread on one processor; None where that was not asked for."""
     answered: tuple[Answered, ...] = ()
     """What subjects did in the scenarios offline and arrivals."""
+    looks: int = 1
+    """How often at most it was looked at whether more rounds are needed; verdicts allow for that (statistics.LOOKS)."""
+    rounds_a_look: int | None = None
+    """Rounds timed before each look; None in timings of earlier versions."""
+    wall_seconds: float | None = None
+    """From before the first subject was loaded to the last sample, in which `stolen_seconds` were counted; None in
+    timings of earlier versions."""
 
     def rounds_of(self, subject: str, work: Work = PLAIN) -> dict[int, tuple[int, ...]]:
         """Round to nanoseconds, for one subject and one kind of work."""
@@ -87,6 +95,8 @@ def time_in_turn(
     slot_seconds: float = SLOT_SECONDS,
     more: Mapping[Work, Sequence[str]] | None = None,
     empty: Command | None = None,
+    looks: int = 1,
+    undecided: Callable[[Sequence[Slot]], bool] | None = None,
     progress: Progress | None = None,
 ) -> Timing:
     """Raw samples of every subject: in each round all take one slot on the same rows, in a balanced order.
@@ -99,25 +109,35 @@ def time_in_turn(
         slot_seconds: length of a slot.
         more: further work, each with the names of the subjects that do it, timed after that in MORE_ROUNDS short ones.
         empty: a process that loads the engine and no model, whose memory is taken off; None leaves memory unmeasured.
+        looks: how often at most so many `rounds` are timed, 1 to 3.
+        undecided: given all slots so far, whether another lot of rounds is wanted; None never goes on.
         progress: called after every round.
-    Raises: ValueError for no subjects, two of one name or no rows; StageError when a process fails or stays silent.
+    Raises: ValueError for no subjects, two of one name, no rows or other looks; StageError when a process fails or
+    stays silent.
     """
     names = [command.name for command in commands]
     if not names or len(set(names)) != len(names) or rows < 1:
         raise ValueError(f"needs rows and subjects of different names (got {rows} rows, {names})")
+    if looks not in LOOKS:
+        raise ValueError(f"looks must be 1 to {max(LOOKS)} (got {looks})")
     cpus = pick_cpus(threads) if hasattr(os, "sched_setaffinity") else None
-    load_before, stolen, heat = load(), stolen_seconds(), throttled()
+    began, load_before, stolen, heat = time.monotonic(), load(), stolen_seconds(cpus), throttled()
     unused = None if empty is None else _memory_of_nothing(empty, cpus)
     with contextlib.ExitStack() as stack:
         running = [_begin(stack, command, cpus) for command in commands]
         energy = Energy()
         busy = energy.idle(busy_share)
-        slots = _run_rounds(running, rows=rows, rounds=rounds, slot_seconds=slot_seconds, energy=energy, tell=progress)
+        measure = _Rounds(running, _plan(running, rows, slot_seconds, fewest=FEWEST_ROWS), rows, rounds * looks)
+        slots = measure.timed(0, rounds, energy, progress)
+        for look in range(1, looks):
+            if undecided is None or not undecided(slots):
+                break
+            slots += measure.timed(look * rounds, (look + 1) * rounds, energy, progress)
         taken = {one.process.name: one.taken(unused, energy) for one in running}
         for work, doing in (more or {}).items():
             chosen = [one for one in running if one.process.name in doing]
             slots += _run_more(chosen, work, rows=rows, rounds=min(rounds, MORE_ROUNDS), tell=progress)
-    stolen_after, heat_after = stolen_seconds(), throttled()
+    stolen_after, heat_after = stolen_seconds(cpus), throttled()
     return Timing(
         slots=tuple(slots),
         threads=threads,
@@ -129,6 +149,9 @@ def time_in_turn(
         throttled=None if heat is None or heat_after is None else heat_after - heat,
         taken=taken,
         energy_reason=energy.reason,
+        looks=looks,
+        rounds_a_look=rounds,
+        wall_seconds=round(time.monotonic() - began, 3),
     )
 
 
@@ -187,17 +210,36 @@ def _plan(running: Sequence[_Running], rows: int, seconds: float, *, work: Work 
     return plan_slots(mean_ns, rows, slot_seconds=seconds, fewest=fewest)
 
 
-def _run_rounds(
-    running: Sequence[_Running], *, rows: int, rounds: int, slot_seconds: float, energy: Energy, tell: Progress | None
-) -> list[Slot]:
-    """The slots that ratios are taken from."""
-    plan = _plan(running, rows, slot_seconds, fewest=FEWEST_ROWS)
+@dataclass(frozen=True)
+class _Rounds:
+    """The slots that ratios are taken from, of which more may be wanted."""
 
-    def ask(process: Process, number: int, asked: list[int]) -> list[int]:
-        calls = len(asked) + WARMUP_ROWS
-        return energy.of(process.name, calls, lambda: process.ask(number, asked, WARMUP_ROWS))
+    running: Sequence[_Running]
+    plan: SlotPlan
+    rows: int
+    most: int
+    """Rounds at most; their orders are whole designs one after the other, wherever it stops."""
 
-    return _slots(running, plan, rows=rows, rounds=rounds, work=PLAIN, ask=ask, tell=tell, what="timing")
+    def timed(self, start: int, end: int, energy: Energy, tell: Progress | None) -> list[Slot]:
+        """Slots of the rounds from `start` up to `end`."""
+
+        def ask(process: Process, number: int, asked: list[int]) -> list[int]:
+            calls = len(asked) + WARMUP_ROWS
+            return energy.of(process.name, calls, lambda: process.ask(number, asked, WARMUP_ROWS))
+
+        orders = orders_of_rounds(len(self.running), self.most)[start:end]
+        what = "timing" if start == 0 else "timing, still undecided"
+        return _slots(
+            self.running,
+            self.plan,
+            rows=self.rows,
+            orders=orders,
+            first=start,
+            work=PLAIN,
+            ask=ask,
+            tell=tell,
+            what=what,
+        )
 
 
 def _run_more(running: Sequence[_Running], work: Work, *, rows: int, rounds: int, tell: Progress | None) -> list[Slot]:
@@ -211,7 +253,8 @@ def _run_more(running: Sequence[_Running], work: Work, *, rows: int, rounds: int
 
     length = work.length if isinstance(work.length, str) else f"{work.length} tokens"
     what = "timing with tokenizing" if work.end_to_end else f"timing batch {work.batch}, {length}"
-    return _slots(running, plan, rows=rows, rounds=rounds, work=work, ask=ask, tell=tell, what=what)
+    orders = orders_of_rounds(len(running), rounds)
+    return _slots(running, plan, rows=rows, orders=orders, work=work, ask=ask, tell=tell, what=what)
 
 
 def _slots(
@@ -219,22 +262,22 @@ def _slots(
     plan: SlotPlan,
     *,
     rows: int,
-    rounds: int,
+    orders: Sequence[Sequence[int]],
     work: Work,
     ask: Callable[[Process, int, list[int]], list[int]],
     tell: Progress | None,
     what: str,
+    first: int = 0,
 ) -> list[Slot]:
-    """One slot of every subject in each round, in a balanced order."""
-    orders = orders_of_rounds(len(running), rounds)
+    """One slot of every subject in each round, in that round's order; `first` is the number of the first round."""
     slots: list[Slot] = []
-    for number in range(rounds):
+    for number, order in enumerate(orders, first):
         here = rows_of_round(number, plan.rows_per_round, rows)
-        for place, which in enumerate(orders[number]):
+        for place, which in enumerate(order):
             asked = here * plan.repeats[which]
             process = running[which].process
             taken = ask(process, number, asked)
             slots.append(Slot(process.name, number, place, tuple(asked), tuple(taken), work))
         if tell is not None:
-            tell(what, number + 1, rounds)
+            tell(what, number + 1 - first, len(orders))
     return slots

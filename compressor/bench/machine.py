@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -89,12 +89,18 @@ def busy_share(seconds: float = 0.5) -> float:
     return round(float(psutil.cpu_percent(interval=seconds)) / 100.0, 3)
 
 
-def stolen_seconds(path: Path = Path("/proc/stat")) -> float | None:
-    """Seconds since the start that the host took from this virtual machine; None where the system does not say."""
+def stolen_seconds(cpus: Sequence[int] | None = None, path: Path = Path("/proc/stat")) -> float | None:
+    """Seconds since the start that the host took from these processors of a virtual machine, summed.
+
+    `cpus` None means all of them. None where the system does not say.
+    """
+    wanted = {"cpu"} if cpus is None else {f"cpu{one}" for one in cpus}
     try:
-        return int(path.read_text().split("\n", 1)[0].split()[8]) / 100.0
+        lines = [line.split() for line in path.read_text().split("\n")]
+        taken = [int(words[8]) for words in lines if words and words[0] in wanted]
     except (OSError, ValueError, IndexError):
         return None
+    return sum(taken) / 100.0 if len(taken) == len(wanted) else None
 
 
 def throttled(root: Path = Path("/sys/devices/system/cpu")) -> int | None:

@@ -38,14 +38,16 @@ class Command:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call does: rows at once, their length, whether tokenizing counts.
+    """What one call does: rows at once, their length, whether tokenizing counts, whose clock is read.
 
     `data` pads to the longest of the batch, `padded` to the longest of all rows, a number cuts or repeats to so many.
+    `wall` lasts until the answer is there; `event` is what lay between two marks in a GPU's own queue.
     """
 
     batch: int = 1
     length: Literal["data", "padded"] | int = "data"
     end_to_end: bool = False
+    clock: Literal["wall", "event"] = "wall"
 
 
 PLAIN = Work()

@@ -15,20 +15,64 @@ BaselineName = Literal["tfidf", "static", "small"]
 BASELINES: tuple[BaselineName, ...] = ("tfidf", "static", "small")
 
 
+Rows = Annotated[Integer, Field(ge=1, le=1024)]
+"""Rows in one call."""
+Length = Literal["data", "padded"] | Annotated[Integer, Field(ge=3, le=4096)]
+"""`data`: own lengths, padded to the batch's longest; `padded`: to the longest row timed; or tokens a row, to which
+rows are cut or repeated."""
+TargetEngine = Literal["onnxruntime", "torch", "openvino", "tensorrt", "fastest"]
+"""What may run a model at a target; `fastest` measures those that can, and keeps the fastest."""
+Isa = Literal["avx2", "avx512", "vnni", "amx", "arm64_dotprod", "arm64_i8mm"]
+"""Instructions for products of bytes; the same names as quantize.settings.Isa, which this room may not import."""
+ENGINES_OF: dict[str, tuple[TargetEngine, ...]] = {
+    "cpu": ("onnxruntime", "torch", "openvino", "fastest"),
+    "gpu": ("onnxruntime", "torch", "tensorrt", "fastest"),
+}
+"""The engines of each device."""
+
+
+class Workload(Settings):
+    """What a target is asked for in use."""
+
+    batch: Rows = 1
+    """Rows in one call."""
+    length: Length = "data"
+    """Tokens a row; the data's own lengths unless given."""
+
+
 class Target(Settings):
     """Where models are timed."""
 
     device: Literal["cpu", "gpu"] = "cpu"
-    """The machine's processor, or its first NVIDIA device (engine torch alone, wall time until the device is done)."""
-    engine: Literal["onnxruntime", "torch"] = "onnxruntime"
-    """What runs the model; figures of two engines are never divided by one another."""
+    """The machine's processor, or its first NVIDIA device (there by wall time and by the device's own events)."""
+    engine: TargetEngine = "onnxruntime"
+    """What runs the model; figures of two engines are never divided by one another. On device gpu `onnxruntime` is its
+    CUDA provider and `tensorrt` its TensorRT provider; `openvino` is for device cpu."""
     threads: Annotated[Integer, Field(ge=1)] | None = None
     """Threads a model may use; all that this process may use unless given."""
+    isa: Isa | None = None
+    """Instructions of the processor that the INT8 model is for, such as avx2, where it is another than this one."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """In what torch or TensorRT computes an fp32 model on device gpu; onnxruntime computes as its file says."""
+    workload: Workload | None = None
+    """Batch and length that this target will be asked for, timed beside single rows; none further unless given."""
 
     def model_post_init(self, _context: object) -> None:
-        if self.device == "gpu" and self.engine != "torch":
-            raise ValueError("device gpu is timed with engine torch alone; write engine: torch beside it")
+        known = ENGINES_OF[self.device]
+        if self.engine not in known:
+            hint = "; write engine: torch beside it" if self.device == "gpu" else "; it needs device: gpu"
+            raise ValueError(f"device {self.device} has the engines {', '.join(known)} (got {self.engine}){hint}")
+        if self.device == "gpu" and self.isa is not None:
+            raise ValueError(f"isa names instructions of a processor (got {self.isa}); device gpu has none of them")
+        if self.precision != "fp32" and (self.device, self.engine) not in CASTING:
+            raise ValueError(
+                f"precision {self.precision} is for device gpu with engine torch or tensorrt (got device "
+                f"{self.device}, engine {self.engine}); elsewhere export a model in that precision"
+            )
 
+
+CASTING = frozenset({("gpu", "torch"), ("gpu", "tensorrt")})
+"""Where an fp32 model can be computed in fewer bits without another file."""
 
 TARGETS: dict[str, Target] = {"cpu": Target(), "gpu": Target(device="gpu", engine="torch")}
 """The targets that need no definition."""
@@ -37,11 +81,10 @@ TARGETS: dict[str, Target] = {"cpu": Target(), "gpu": Target(device="gpu", engin
 class Grid(Settings):
     """Sizes of batches that are timed beside batch 1 at the data's own lengths: every batch with every length."""
 
-    batch: list[Annotated[Integer, Field(ge=1, le=1024)]] = Field([1], min_length=1)
+    batch: list[Rows] = Field([1], min_length=1)
     """Rows in one call."""
-    length: list[Literal["data", "padded"] | Annotated[Integer, Field(ge=3, le=4096)]] = Field(["data"], min_length=1)
-    """`data`: own lengths, padded to the batch's longest; `padded`: to the longest row timed; or tokens a row, to which
-    rows are cut or repeated."""
+    length: list[Length] = Field(["data"], min_length=1)
+    """Tokens a row: `data`, `padded` or a number."""
 
 
 class Benchmark(Settings):

@@ -27,6 +27,11 @@ class RecipeOrVerb(TyperGroup):
 
     allow_interspersed_args = True
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """All parameters for the command itself, its options alone for a verb, whose usage names no recipe."""
+        found = super().get_params(ctx)
+        return found if ctx.command is self else [one for one in found if one.param_type_name != "argument"]
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the first word for a verb if it is one, else all words for those of a recipe."""
         if not args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +12,11 @@ import typer
 from compressor.cli.app import app
 from compressor.cli.display import Display, complain, working
 from compressor.cli.ending import Ending
+from compressor.cli.options import benchmark_of, columns_by_option
 from compressor.cli.verbs import AsJson
 from compressor.errors import CompressorError, GateError
 
 if TYPE_CHECKING:
-    from compressor.bench.settings import Benchmark
     from compressor.data.rows import DataSets
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show the result and errors only.")]
@@ -39,7 +38,13 @@ def bench_command(
     ] = None,
     text: Text = None,
     label: Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="Column of the label.")] = None,
+    train: Annotated[
+        Path | None, typer.Option("--train", metavar="FILE", help="Labelled rows that baselines are made of.")
+    ] = None,
     rounds: Rounds = 15,
+    looks: Annotated[
+        int, typer.Option(min=1, max=3, metavar="N", help="Lots of --rounds at most, while a verdict is undecided.")
+    ] = 3,
     threads: Threads = None,
     scenario: Annotated[
         list[str] | None, typer.Option("--scenario", metavar="NAME", help="'one core', offline or arrivals, too.")
@@ -65,14 +70,16 @@ def bench_command(
     with Ending(out):
         from compressor.report.bench import bench
 
-        with working(quiet=quiet, as_json=as_json) as display:
+        with working(quiet=quiet, as_json=as_json) as display, columns_by_option(label):
             report = bench(
                 paths,
                 rows=rows,
                 text=text or (),
                 label=label,
+                train=train,
                 rounds=rounds,
-                benchmark=_benchmark(scenario or (), p99_ms, batch or (), price),
+                looks=looks,
+                benchmark=benchmark_of(scenario or (), p99_ms, batch or (), price),
                 threads=threads,
                 progress=display,
                 out=out,
@@ -80,21 +87,6 @@ def bench_command(
         print(report.to_json() if as_json else report.table(), end="")
         if out is not None and not as_json:
             print(f"report: {out / 'index.html'}")
-
-
-def _benchmark(
-    scenarios: Sequence[str], p99_ms: float | None, batches: Sequence[int], price: float | None
-) -> Benchmark:
-    """The settings of a recipe's `benchmark`, from the options."""
-    from compressor.bench.settings import Benchmark
-    from compressor.stage import settings_of
-
-    asked: dict[str, Any] = {"p99_ms": p99_ms, "price": price}
-    if scenarios:
-        asked["scenarios"] = ["single stream", *(name for name in scenarios if name != "single stream")]
-    if batches:
-        asked["grid"] = {"batch": list(batches), "length": ["data", "padded"]}
-    return settings_of(Benchmark, asked, "bench")
 
 
 @app.command("inspect")
@@ -161,11 +153,11 @@ def verify_command(
             print(_as_json(found.to_dict()), end="")
         else:
             width = max(len(check.subject) for check in found.checks)
+            states = max(len("not checked"), *(len(check.state) for check in found.checks))
             for check in found.checks:
-                print(f"{check.state:<11}  {check.subject:<{width}}  {check.words}")
+                print(f"{check.state:<{states}}  {check.subject:<{width}}  {check.words}")
         if not found.passed:
-            failed = [check.subject for check in found.checks if check.state == "fail"]
-            raise GateError(f"{path} is not what was recorded: {', '.join(failed) or 'nothing could be checked'}")
+            raise GateError(found.sentence())
 
 
 def _rows_of(run: Path, display: Display) -> DataSets | None:
@@ -202,12 +194,18 @@ def score_command(
     Agreement, divergence, expected accuracy and, with a second file, drift.
     """
     with Ending(), tempfile.TemporaryDirectory(prefix="compressor-score-") as work:
-        from compressor.report.foreign import open_model
+        from compressor.report.foreign import as_given, label_giver, open_model, relabelled, unnamed
         from compressor.report.score import score
 
-        with working(quiet=quiet, as_json=as_json) as display:
-            ours, theirs = (open_model(one, work=Path(work) / "models", progress=display) for one in (model, against))
-            found = score(ours.folder, theirs.folder, file, drift=drift, text=text, threads=threads, progress=display)
+        with working(quiet=quiet, as_json=as_json) as display, columns_by_option():
+            models = Path(work) / "models"
+            opened = [open_model(one, work=models, progress=display) for one in (model, against)]
+            giver = label_giver(opened)
+            ours, theirs = (relabelled(one, giver, work=models) if unnamed(one) else one for one in opened)
+            with as_given({one.folder: one.given for one in (ours, theirs)}):
+                found = score(
+                    ours.folder, theirs.folder, file, drift=drift, text=text, threads=threads, progress=display
+                )
         named = _named(found.to_dict(), model, against)
         if as_json:
             print(_as_json(named), end="")

@@ -1,4 +1,4 @@
-"""The small verbs: report, why, schema, init, doctor."""
+"""The small verbs: report, why, push, schema, init, doctor."""
 
 from __future__ import annotations
 
@@ -66,6 +66,33 @@ def why_command(
 
 def _words(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+@app.command("push")
+def push_command(
+    run: RunFolder,
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Model repository on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and upload nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Upload it although its budget failed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload RUN's final/ to the Hugging Face hub, by the hub's own login.
+
+    Exit code 3 where its budget failed, unless forced.
+    """
+    with Ending():
+        from compressor.runner.push import push
+
+        pushed = push(run, repo, private=private, dry_run=dry_run, force=force)
+        if as_json:
+            print(json.dumps(asdict(pushed), indent=2, ensure_ascii=False))
+            return
+        for name, size in pushed.files:
+            print(f"{size:>12,}  {name}")
+        total = sum(size for _, size in pushed.files)
+        done = f"is at {pushed.url}" if pushed.url else f"would go to {repo}; nothing was uploaded"
+        print(f"{len(pushed.files)} files, {total / 1e6:.1f} MB: {done}")
 
 
 @app.command("schema")

@@ -27,9 +27,10 @@ from compressor.distill.tokens import Alignment, align, unlike
 from compressor.errors import InputError
 from compressor.model.digest import model_digest
 from compressor.model.encoders import has_head, load_model
+from compressor.model.graph_file import MODEL_FILE, model_file
 from compressor.model.manifest import config_labels, read_config
 from compressor.runtime.onnx import OnnxEngine
-from compressor.runtime.predictor import MODEL_FILE, load
+from compressor.runtime.predictor import load
 from compressor.sources.digest import file_digest
 from compressor.sources.models import resolve_model
 from compressor.stage import Decision, Progress, silent
@@ -192,7 +193,7 @@ def _open_torch(part: TeacherPart, folder: Path, desk: _Desk) -> _Opened:
 
 
 def _open_onnx(part: TeacherPart, folder: Path, desk: _Desk) -> _Opened:
-    if not (folder / MODEL_FILE).is_file():
+    if model_file(folder) is None:
         raise InputError(f"the teacher in {folder} has neither *.safetensors nor {MODEL_FILE}; give a finished model")
     _refuse_mixup(f"the ONNX teacher in {folder}", desk)
     predictor = load(folder, engine="onnxruntime", spinning=False)

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
 from compressor.bench.statistics import Interval
 from compressor.errors import InputError
-from compressor.evaluate.paired import Score, drop, score_interval, wilson
+from compressor.evaluate.paired import Score, drop, score_interval
+from compressor.evaluate.proportions import paired_fall, wilson
 
 LENGTH_BINS = 4
 """Quartiles: more would leave too few rows in each of a usual test set."""
@@ -67,7 +66,8 @@ def by_class(
         right, rows, calls = int(np.sum(own & called)), int(own.sum()), int(called.sum())
         fall = None
         if reference_predictions is not None and rows:
-            fall = _recall_drop(reference_predictions[own] == place, called[own])
+            before, after = reference_predictions[own] == place, called[own]
+            fall = paired_fall(int(np.sum(before & ~after)), int(np.sum(after & ~before)), rows)
         found.append(
             ClassPart(
                 label=label,
@@ -78,20 +78,6 @@ def by_class(
             )
         )
     return tuple(found)
-
-
-def _recall_drop(before: np.ndarray, after: np.ndarray, *, confidence: float = 0.95) -> Interval:
-    """Fall of the share of rows that are found, from which rows each model found, shape (N,), bool.
-
-    Two-sided interval of paired shares with two pseudo-rows, one lost and one won (Bonett and Price 2012,
-    https://doi.org/10.3102/1076998611411915), as `paired.drop` has them, in closed form: classes may be many.
-    """
-    rows, lost, won = len(after), int(np.sum(before & ~after)), int(np.sum(after & ~before))
-    losing, winning = (lost + 1) / (rows + 2), (won + 1) / (rows + 2)
-    half = NormalDist().inv_cdf((1 + confidence) / 2)
-    half *= math.sqrt((losing + winning - (losing - winning) ** 2) / (rows + 2))
-    value, middle = (lost - won) / rows, losing - winning
-    return Interval(value, max(-1.0, min(middle - half, value)), min(1.0, max(middle + half, value)))
 
 
 def length_bins(

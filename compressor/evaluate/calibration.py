@@ -11,7 +11,7 @@ from scipy import optimize, special
 
 from compressor.bench.statistics import Interval
 from compressor.errors import InputError
-from compressor.evaluate.paired import wilson
+from compressor.evaluate.proportions import wilson
 
 BINS = 15
 """Bins of equal width, as in the paper."""

@@ -83,7 +83,7 @@ def judge(
         verdict = _decide(tested, parsed, parsed.value / 100)
         verdicts.append(verdict)
         values[name] = (value.value, value.low, value.high)
-        advice = _advice(name, limit, answers, name, verdict)
+        advice = _advice(name, limit, answers, name, verdict, gate.confidence or 0.95)
         reasons.append(f"{shown} is {_points(value, parsed)}, limit {parsed}: {verdict}{advice}")
     overall = worst(verdicts)
     assert overall != "none"
@@ -148,7 +148,7 @@ def _score_row(name: str, limit: ScoreLimit | str, budget: Budget, answers: Answ
         return BudgetRow(what, text, vs, None, None, None, "undecided", f"{vs} was not made")
     value, shown, parsed = _measure(name, limit, answers, vs or "", 2 * budget.confidence - 1)
     verdict = _decide(value, parsed, parsed.value / 100)
-    advice = _advice(name, limit, answers, vs or "", verdict)
+    advice = _advice(name, limit, answers, vs or "", verdict, budget.confidence)
     if verdict == "pass" and not on_test:
         verdict, advice = "undecided", "; no test set, and a score budget cannot pass on select"
     because = f"{shown} is {_points(value, parsed)}{advice}"
@@ -217,8 +217,10 @@ def _points(value: Interval, limit: Limit) -> str:
     return f"{100 * value.value:.2f}{unit} ({100 * value.low:.2f} to {100 * value.high:.2f})"
 
 
-def _advice(name: str, limit: ScoreLimit | str, answers: Answers, compared: str, verdict: Verdict) -> str:
-    """Words on what an undecided drop would need."""
+def _advice(
+    name: str, limit: ScoreLimit | str, answers: Answers, compared: str, verdict: Verdict, confidence: float
+) -> str:
+    """Words on what an undecided drop would need at the one-sided confidence of its test."""
     if verdict != "undecided" or not isinstance(limit, ScoreLimit) or name != "accuracy":
         return ""
     counts = flips(answers.compared[compared], answers.predictions, answers.references)
@@ -226,7 +228,7 @@ def _advice(name: str, limit: ScoreLimit | str, answers: Answers, compared: str,
     share = (counts.lost + counts.won) / rows
     if bound <= 0 or share == 0:
         return ""
-    needed = rows_to_decide(bound, share)
+    needed = rows_to_decide(bound, share, confidence=confidence)
     if needed > rows:
         enough = f"about {needed:,} rows would show it in 4 of 5 cases at {100 * share:.1f} % flips"
         return f"; {rows} rows do not show it, {enough}"

@@ -1,8 +1,9 @@
 """Two models on the same rows: how far a score falls, with intervals that hold for few rows and few disagreements.
 
-Rows are resampled as counts of (reference, one answer, the other answer), which is the same as resampling rows. A few
-pseudo-rows are added first (Agresti and Coull 1998 for one score, Bonett and Price 2012 for a difference), without
-which 64 rows on which two models agree would seem to prove that they never differ.
+The fall of an accuracy, or of a class's recall, has Tango's score interval, whose errors are nominal at the limit of a
+budget too. For any other score rows are resampled, as counts of (reference, one answer, the other answer), which is the
+same as resampling rows. A few pseudo-rows are added first (Agresti and Coull 1998 for one score, Bonett and Price 2012
+for a difference), without which 64 rows on which two models agree would seem to prove that they never differ.
 """
 # N rows, C classes, S resamples
 
@@ -18,6 +19,7 @@ import numpy as np
 from compressor.bench.statistics import Interval
 from compressor.errors import InputError
 from compressor.evaluate.metrics import confusion, metric_function
+from compressor.evaluate.proportions import paired_fall
 from compressor.settings import LOWER_IS_BETTER
 
 RESAMPLES = 4000
@@ -87,6 +89,9 @@ def drop(
 ) -> Interval:
     """How far the score falls from the reference model to the subject, in fractions; positive is worse.
 
+    The two-sided interval is `proportions.paired_fall`'s for an accuracy or a class's recall that falls by points, else
+    the percentiles of a bootstrap of rows.
+
     Args:
         metric: a metric or METRIC@CLASS.
         reference_predictions: class ids of the model compared with, shape (N,).
@@ -95,12 +100,16 @@ def drop(
         labels: class names in the order of their ids.
         confidence: two-sided; 0.90 gives the two one-sided 95 % bounds.
         relative: divide the fall by the reference's score.
-        seed: of the resamples.
+        seed: of the resamples, where there are any.
     Raises: InputError for an unknown metric or when the three differ in length or are empty.
     """
     _check(references, predictions)
     _check(references, reference_predictions)
     function, classes = metric_function(metric, labels), len(labels)
+    shared = None if relative else _rows_of_share(metric, references, labels)
+    if shared is not None:
+        counts = flips(*(one[shared] for one in (reference_predictions, predictions, references)))
+        return paired_fall(counts.lost, counts.won, len(shared), confidence=confidence)
     sign = -1.0 if metric.partition("@")[0] in LOWER_IS_BETTER else 1.0
 
     def fall(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -165,23 +174,6 @@ def mcnemar(lost: int, won: int) -> float:
     return float(stats.binomtest(lost, lost + won, 0.5).pvalue)
 
 
-def wilson(share: float, rows: int, *, confidence: float = 0.95) -> Interval:
-    """A share of `rows` rows with its two-sided interval (E. B. Wilson 1927), which holds near 0 and 1 too.
-
-    The share need not be a whole number of rows. Raises ValueError for fewer than one row or a share outside 0 to 1.
-
-    >>> round(wilson(1.0, 10).low, 3)
-    0.722
-    """
-    if rows < 1 or not 0.0 <= share <= 1.0:
-        raise ValueError(f"a share is 0 to 1 of one row or more (got {share:g} of {rows} rows)")
-    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
-    grown = 1.0 + z**2 / rows
-    centre = (share + z**2 / (2 * rows)) / grown
-    half = z / grown * math.sqrt(share * (1.0 - share) / rows + z**2 / (4 * rows**2))
-    return Interval(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)))
-
-
 def rows_to_decide(limit: float, discordant_share: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
     """Rows at which a model whose true drop is zero proves a drop of at most `limit` in a share `power` of cases.
 
@@ -198,6 +190,15 @@ def rows_to_decide(limit: float, discordant_share: float, *, confidence: float =
         raise ValueError(f"limit must be above 0 (got {limit:g})")
     reach = NormalDist().inv_cdf(confidence) + NormalDist().inv_cdf(power)
     return math.ceil(discordant_share * (reach / limit) ** 2)
+
+
+def _rows_of_share(metric: str, references: np.ndarray, labels: Sequence[str]) -> np.ndarray | None:
+    """Numbers of the rows of which the metric is the share that is right; None where it is no such share."""
+    name, _, of_class = metric.partition("@")
+    if name != "accuracy":
+        return None
+    found = np.flatnonzero(references == list(labels).index(of_class)) if of_class else np.arange(len(references))
+    return found if len(found) else None
 
 
 def _check(references: np.ndarray, predictions: np.ndarray) -> None:

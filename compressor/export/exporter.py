@@ -7,9 +7,9 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -18,16 +18,20 @@ from torch import Tensor, nn
 
 from compressor.data.encode import Encoded, collate, open_encoder
 from compressor.data.rows import Text, open_data
-from compressor.errors import StageError
+from compressor.errors import InputError, StageError
 from compressor.export.audit import Audit, audit
 from compressor.export.folder import deploy
 from compressor.export.fusion import fuse, pin_heads
-from compressor.export.parity import Difference, require_alike
+from compressor.export.halves import to_half
+from compressor.export.layout import arrange
+from compressor.export.parity import TOLERANCES, Difference, require_alike
+from compressor.export.settings import ExportPrecision, Layout, Server
 from compressor.model.encoders import load_model
+from compressor.model.graph_file import MODEL_FILE, has_stored_weights, model_file, open_graph, require_bert
 from compressor.model.manifest import MANIFEST_NAME, Manifest, read_manifest
 from compressor.model.parts import shapes
 from compressor.runtime.onnx import Inputs, Logits, OnnxEngine
-from compressor.runtime.predictor import MODEL_FILE, by_length, find_engine, load
+from compressor.runtime.predictor import by_length, find_engine, load
 from compressor.stage import Decision, Progress, silent
 
 OPSET = 17
@@ -90,7 +94,8 @@ def export_onnx(folder: Path, out: Path, *, texts: Sequence[Text], progress: Pro
     partial.write_bytes(graph)
     partial.replace(out)
     progress("export", 4, 4)
-    return Parity(raw=raw, fused=close, audit=audit(fused, shapes(model)), logits=reference)
+    counted = audit(fused, shapes(model), model_type=str(model.config.model_type))
+    return Parity(raw=raw, fused=close, audit=counted, logits=reference)
 
 
 def input_names(model: Any) -> tuple[str, ...]:
@@ -180,55 +185,111 @@ class Exporter:
         model: str | Path,
         *,
         data: Any = None,
+        precision: ExportPrecision | None = None,
+        layout: Layout = "flat",
+        serve: Sequence[Server] = (),
+        fp32: str | Path | None = None,
         progress: Progress = silent,
         decide: Callable[[Decision], None] | None = None,
     ) -> None:
-        """Take a model folder; one that holds model.onnx is taken as it is.
+        """Take a model folder; the graph of one that holds ONNX is taken as it is.
 
         Args:
             data: rows to prove the export on (DataSets, or settings of the recipe's `data`); None takes a few
                 sentences of our own.
-            decide: told what was fused.
+            precision: of the written weights; None keeps that of the model.
+            layout: where the files lie (export.layout).
+            serve: servers to write a configuration or program for.
+            fp32: ONNX folder of the model before it was quantized, which layout hub keeps too; None leaves it out.
+            decide: told what was fused and how close the answers are.
+        Raises: InputError for an unknown precision, layout or server.
         """
+        for name, value, known in (
+            *(("precision", value, ExportPrecision) for value in (precision,) if value is not None),
+            ("layout", layout, Layout),
+            *(("serve", value, Server) for value in serve),
+        ):
+            if value not in get_args(known):
+                raise InputError(f"{name} must be one of {', '.join(get_args(known))} (got {value!r})")
         self.model = Path(model)
         self.data = data
+        self.precision = precision
+        self.layout: Layout = layout
+        self.serve = tuple(serve)
+        self.fp32 = None if fp32 is None else Path(fp32)
         self.progress = progress
         self.decide = decide
 
     def export(self, out: str | Path) -> Path:
         """The folder `out`, written whole or not at all, reloaded and compared.
 
-        Raises: InputError for an input that is no model; StageError when the answers differ or `out` is there.
+        Raises: InputError for an input that is no model, or one of fewer bits that is asked for in others; StageError
+            when the answers differ or `out` is there.
         """
         out = Path(out)
         if out.exists() and any(out.iterdir()):
             raise StageError(f"{out} is there already and not empty; give another folder or remove it")
-        texts = self._texts()
+        texts, given = self._texts(), self._manifest()
+        precision = self.precision or given.precision
+        if given.precision not in ("fp32", precision):
+            raise InputError(
+                f"{self.model} is {given.precision} already and cannot be written as {precision}; give the fp32 model "
+                "it was made from, or leave precision out"
+            )
         partial = out.with_name(out.name + ".partial")
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
-        if find_engine(self.model) == "onnxruntime":
-            reference = load(self.model, spinning=False).logits(texts)
-            file = self.model / MODEL_FILE
-        else:
-            file = partial / MODEL_FILE
-            reference = self._convert(file, texts)
-        deploy(file, self.model, partial, manifest=self._manifest())
-        require_alike(reference, load(partial, spinning=False).logits(texts), what=f"{out}, opened again,")
+        file = partial / MODEL_FILE
+        reference = self._take(file, texts)
+        tolerance = TOLERANCES["fp32"]
+        if precision in ("fp16", "bf16") and given.precision == "fp32":
+            file.write_bytes(to_half(open_graph(file), precision).SerializeToString(deterministic=True))
+            tolerance = TOLERANCES[precision]
+        deploy(file, self.model, partial, manifest=replace(given, precision=precision))
+        arrange(partial, layout=self.layout, serve=self.serve, fp32=self._fp32_file())
+        answers = load(partial, spinning=False).logits(texts)
+        found = require_alike(reference, answers, what=f"{out}, opened again,", tolerance=tolerance)
+        if tolerance != TOLERANCES["fp32"]:
+            self._tell(Decision(kind="precision", chosen=precision, because=f"beside fp32, {found}"))
         if out.exists():
             out.rmdir()
         partial.replace(out)
         return out
 
+    def _take(self, file: Path, texts: Sequence[Text]) -> Logits:
+        """The model's own answers, shape (rows, classes), after its graph was written to `file`."""
+        source = model_file(self.model)
+        if source is None:
+            find_engine(self.model, "torch")
+            return self._convert(file, texts)
+        graph = open_graph(source)
+        require_bert(graph, where=str(source))
+        file.write_bytes(graph.SerializeToString() if has_stored_weights(source) else source.read_bytes())
+        return load(self.model, engine="onnxruntime", spinning=False).logits(texts)
+
     def _convert(self, file: Path, texts: Sequence[Text]) -> Logits:
         parity = export_onnx(self.model, file, texts=texts, progress=self.progress)
-        if self.decide is not None:
-            left = ", ".join(f"{gap} {name}" for name, gap in parity.audit.missing.items())
-            because = f"differs from PyTorch by {parity.fused.largest:.2g} at most on {parity.fused.rows} rows"
-            slower = f"; left in pieces (slower, not wrong): {left}" if left else ""
-            self.decide(Decision(kind="fusion", chosen=str(parity.audit), because=because + slower))
+        left = ", ".join(parity.audit.left)
+        slower = f"; left in pieces (slower, not wrong): {left}" if left else ""
+        because = f"beside PyTorch, {parity.fused}{slower}"
+        forms = {"traced": parity.raw, "fused": parity.fused}
+        compared = [{"form": name, **asdict(difference)} for name, difference in forms.items()]
+        self._tell(Decision(kind="fusion", chosen=str(parity.audit), because=because, candidates=compared))
         return parity.logits
+
+    def _tell(self, decision: Decision) -> None:
+        if self.decide is not None:
+            self.decide(decision)
+
+    def _fp32_file(self) -> Path | None:
+        """The graph before quantization; InputError where the folder that was named for it holds none in fp32."""
+        if self.fp32 is None:
+            return None
+        file = model_file(self.fp32)
+        if file is None or read_manifest(self.fp32).precision != "fp32":
+            raise InputError(f"fp32 must be a folder with an fp32 {MODEL_FILE} (got {self.fp32}); export it first")
+        return file
 
     def _manifest(self) -> Manifest:
         """The folder's own; where it has none, such as one saved by transformers, the rows say which texts it reads."""

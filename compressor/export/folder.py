@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import InputError
+from compressor.model.graph_file import MODEL_FILE
 from compressor.model.manifest import Manifest, read_config
-from compressor.runtime.predictor import MODEL_FILE
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -17,6 +17,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
 )
 PLACES = ("_name_or_path", "name_or_path")
 """Keys of config files that say where a model once lay."""

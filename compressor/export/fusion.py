@@ -56,7 +56,7 @@ def fuse(model: ModelProto) -> ModelProto:
 
     source = ModelProto()
     source.CopyFrom(model)
-    with _without_warnings():
+    with without_warnings():
         fused = optimizer.optimize_model(source, model_type="bert", num_heads=0, hidden_size=0, opt_level=0)
         fused.topological_sort()
     result: ModelProto = fused.model
@@ -68,7 +68,7 @@ def fuse(model: ModelProto) -> ModelProto:
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """While open, no logger says anything below an error: the optimizer's many loggers advise users of its command."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -34,6 +34,8 @@ except ImportError as error:
 
 HERE = Path(__file__).resolve().parent
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+GRAPHS = {"int8": "model_quantized", "fp16": "model_fp16", "bf16": "model_bf16"}
+"""Name of the graph below onnx/ by its precision, where it does not lie beside this file."""
 
 
 class InputError(Exception):
@@ -45,10 +47,11 @@ class Model:
 
     def __init__(self, folder: Path, threads: int) -> None:
         """Open the files of `folder`; with `threads` 0 onnxruntime chooses how many."""
-        for name in ("model.onnx", "tokenizer.json", "compressor.json"):
-            if not (folder / name).is_file():
-                raise InputError(f"{folder} holds no {name}; predict.py must lie in the folder it was written to")
+        require(folder, "compressor.json", "tokenizer.json")
         about = json.loads((folder / "compressor.json").read_text(encoding="utf-8"))
+        hub = folder / "onnx" / f"{GRAPHS.get(about['precision'], 'model')}.onnx"
+        graph = hub if hub.is_file() else folder / "model.onnx"
+        require(folder, graph.relative_to(folder).as_posix())
         self.labels: list[str] = about["labels"]
         self.columns: list[str] = about["text"]
         self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -57,8 +60,7 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        file = str(folder / "model.onnx")
-        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         self.inputs = [each.name for each in self.session.get_inputs()]
 
     def answer(self, texts: Sequence[str]) -> dict[str, Any]:
@@ -71,6 +73,13 @@ class Model:
         scores = powers / powers.sum()
         named = {label: round(float(score), 6) for label, score in zip(self.labels, scores, strict=True)}
         return {"label": self.labels[int(scores.argmax())], "scores": named}
+
+
+def require(folder: Path, *names: str) -> None:
+    """Nothing where these files are in `folder`; InputError names the first that is not."""
+    for name in names:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} holds no {name}; predict.py must lie in the folder it was written to")
 
 
 def read_lines(stream: BinaryIO) -> Iterator[str]:

@@ -29,7 +29,8 @@ MODEL_FILES = (
 def model_digest(folder: Path, *, trust_cache: bool = False) -> str:
     """SHA-256 over a model folder's weights, config, tokenizer and what its manifest says of the model.
 
-    The verdict that stands beside the manifest of `final/` is left out: it changes nothing that the model answers.
+    The verdict that stands beside the manifest of `final/` is left out: it changes nothing that the model answers. So
+    are keys that the folder's compressor.json does not have: one that a later version knows changes no digest.
 
     Args:
         trust_cache: as of `sources.digest.file_digest`.
@@ -41,5 +42,5 @@ def model_digest(folder: Path, *, trust_cache: bool = False) -> str:
         return files
     if not isinstance(manifest, dict):
         return files
-    said = {field.name: manifest.get(field.name) for field in fields(Manifest)}
+    said = {field.name: manifest[field.name] for field in fields(Manifest) if field.name in manifest}
     return hashlib.sha256(json.dumps([files, said], sort_keys=True).encode()).hexdigest()

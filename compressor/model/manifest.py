@@ -7,12 +7,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from compressor.errors import InputError
 
 MANIFEST_NAME = "compressor.json"
 SCHEMA = 1
+DIGEST_SCHEME = 1
+"""How `model_digest` adds up a folder; raised when the same folder would get another digest, so that `verify` can tell
+a version of this program from a change of the files."""
+ENGINE_KEY = "engine"
+"""Key of compressor.json for the engine that was measured to be the fastest. It is none of a Manifest's fields, so that
+what is made of a model, and may not open in that engine, does not inherit it."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+"""In what a model file keeps and multiplies most of its weights."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,22 @@ class Manifest:
     """Column of the text in predict.py's jsonl, or two for a pair task."""
     max_tokens: int = 128
     """Tokens a row at most, special ones included."""
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Precision = "fp32"
+    isa: str | None = None
+    """Instructions that INT8 was made for, such as avx2; None: those of the machine that made it."""
+    rows_alone: bool | None = None
+    """Whether activations are scaled by what is in the batch, so that rows are asked one by one; None: those of INT8
+    are."""
+
+    @property
+    def asked_alone(self) -> bool:
+        """True where only a batch of one row gives a row's answer whatever its neighbours are."""
+        return self.precision == "int8" if self.rows_alone is None else self.rows_alone
 
     def write(self, folder: Path, *, extra: Mapping[str, Any] | None = None) -> Path:
         """The path of `folder / compressor.json`, written; `extra` (such as a verdict) stands beside our keys."""
         path = folder / MANIFEST_NAME
-        content = {**dict(extra or {}), "schema": SCHEMA, **asdict(self)}
+        content = {**dict(extra or {}), "schema": SCHEMA, "digest_scheme": DIGEST_SCHEME, **asdict(self)}
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
 
@@ -85,10 +104,38 @@ def read_manifest(folder: str | Path) -> Manifest:
             metric=content["metric"],
             text=tuple(content["text"]),
             max_tokens=int(content["max_tokens"]),
-            precision=content["precision"],
+            precision=_precision(content["precision"]),
+            isa=content.get("isa"),
+            rows_alone=content.get("rows_alone"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / MANIFEST_NAME} is not a manifest: {error!r}; make the folder again") from error
+
+
+def recorded_engine(folder: str | Path) -> str | None:
+    """The engine that `record_engine` wrote into a model folder; None where none was."""
+    path = Path(folder) / MANIFEST_NAME
+    name = _read_json(path).get(ENGINE_KEY) if path.is_file() else None
+    if name is not None and not isinstance(name, str):
+        raise InputError(f"{path}: {ENGINE_KEY} must be a name (got {name!r}); take it out, or measure again")
+    return name
+
+
+def record_engine(folder: str | Path, engine: str) -> None:
+    """The engine, written into compressor.json beside all that stands there.
+
+    Raises: InputError where the folder has no compressor.json, or one that cannot be written.
+    """
+    path = Path(folder) / MANIFEST_NAME
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {MANIFEST_NAME} to record engine {engine!r} in; export the model first")
+    content = {**_read_json(path), ENGINE_KEY: engine}
+    partial = path.with_name(f"partial-{MANIFEST_NAME}")
+    try:
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}), so the engine is not kept") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -159,6 +206,12 @@ def _shapes_from(content: Mapping[str, Any]) -> Shapes:
     each = content["layers"]
     layers = tuple(LayerShape(int(one["heads"]), int(one["head_size"]), int(one["ffn"])) for one in each)
     return Shapes(hidden=int(content["hidden"]), layers=layers, vocabulary=int(content["vocabulary"]))
+
+
+def _precision(name: str) -> Precision:
+    if name not in get_args(Precision):
+        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))} (got {name!r})")
+    return cast(Precision, name)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

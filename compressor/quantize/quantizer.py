@@ -3,53 +3,50 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import onnx
+from onnx import ModelProto
 
-from compressor.data.rows import Text, open_data
+from compressor.data.encode import open_encoder
+from compressor.data.encoded import collate
+from compressor.data.rows import DataSets, open_data
 from compressor.device import has_vnni
 from compressor.errors import InputError, StageError
 from compressor.export.exporter import Exporter
 from compressor.export.folder import deploy
-from compressor.export.parity import margins
 from compressor.model.manifest import read_manifest
-from compressor.quantize.schemes import SCHEMES, integer_products
-from compressor.quantize.settings import Choice, Scheme
-from compressor.runtime.onnx import Logits
-from compressor.runtime.predictor import MODEL_FILE, find_engine, load
-from compressor.stage import Decision, Outcome, Progress, silent
+from compressor.quantize.choice import TIMES_FILE, Candidate, Times, choose, times_once
+from compressor.quantize.material import Material, calibration_texts, unheard
+from compressor.quantize.mixed import check_keep
+from compressor.quantize.products import integer_products
+from compressor.quantize.qat import traced
+from compressor.quantize.schemes import SCHEMES, check_target, need_torch, reduced_range
+from compressor.quantize.settings import (
+    Calibrate,
+    Choice,
+    Isa,
+    Mixed,
+    Qat,
+    RunsOn,
+    Scheme,
+    Smooth,
+    WeightOnly,
+)
+from compressor.quantize.trials import Limits, Trials
+from compressor.runtime.onnx import Inputs
+from compressor.runtime.predictor import MODEL_FILE, find_engine
+from compressor.stage import Decision, Outcome, Progress, settings_of, silent
 
-COMPARED_ROWS = 1000
-"""Rows of `select` on which INT8 and fp32 are compared, at most."""
-LEAST_AGREEMENT = 0.8
-"""Below this share of equal decisions, among rows that fp32 is sure of, the file is taken for broken."""
-SURE_MARGIN = 0.2
-"""Fp32 is sure of a row when its first two logits are at least this far apart (5 points of probability)."""
-FEWEST_SURE_ROWS = 10
-"""With fewer such rows a scheme is not called broken: an untrained model is sure of nothing."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One scheme's file and how it answers beside fp32."""
-
-    scheme: Scheme
-    agreement: float
-    """Share of rows with the same first class as fp32."""
-    largest_difference: float
-    """Largest difference of a logit."""
-    rows: int
-    bytes: int
-    integer_products: int
-    """Operators of the graph that multiply in INT8."""
-    reduce_range: bool
-    passed: bool | None
-    """Whether it passed the gate; None without one."""
+STATIC_DROP = 0.01
+"""Largest fall of the score beside fp32 of static INT8 where no gate says more; beyond it others are tried."""
+AFTER_STATIC: tuple[Scheme, ...] = ("mixed", "dynamic")
+"""What is tried in turn where static loses more than that."""
+KEPT_BETWEEN_TRIES = "qat"
+"""Folder of a scheme that trains, whose checkpoints an interrupted try leaves to the next."""
 
 
 class Quantizer:
@@ -62,7 +59,17 @@ class Quantizer:
         data: Any,
         try_: Sequence[Scheme] = ("dynamic",),
         choose: Choice = "most_accurate",
+        calibrate: Calibrate | dict[str, Any] | None = None,
+        mixed: Mixed | dict[str, Any] | None = None,
+        smooth: Smooth | dict[str, Any] | None = None,
+        qat: Qat | dict[str, Any] | None = None,
+        weight_only: WeightOnly | dict[str, Any] | None = None,
+        isa: Isa | None = None,
+        target: RunsOn = "cpu",
         reduce_range: bool | None = None,
+        exported: Path | None = None,
+        teacher: Path | None = None,
+        device: str = "cpu",
         seed: int = 17,
         smoke: bool = False,
         progress: Progress = silent,
@@ -71,142 +78,285 @@ class Quantizer:
         """Take an fp32 model folder, with safetensors or model.onnx.
 
         Args:
-            data: DataSets, or settings of the recipe's `data`; answers are compared on `select`.
-            try_: schemes in the order they are tried.
+            data: DataSets, or settings of the recipe's `data`; answers are compared on `select`, ranges and trainings
+                read `train` and `unlabelled`.
+            try_: schemes in the order they are tried; qat, and static for TensorRT, need safetensors.
             choose: which of those that pass is kept.
-            reduce_range: 7-bit weights; None decides by this CPU (True where it has no VNNI).
-            seed: accepted so that all stages are called alike; no scheme of today draws random numbers.
-            smoke: random weights: a scheme that disagrees with fp32 is kept all the same.
-            decide: told which scheme was kept and why.
-        Raises: InputError for unknown schemes or choices, none at all, or a model that is INT8 already.
+            calibrate, mixed, smooth, qat, weight_only: settings of the schemes, as in a recipe.
+            isa: instructions of the processor that the model is for; None is this one.
+            target: what will run it.
+            reduce_range: weights whose products do not saturate in sums of 16 bits; None decides by `isa`.
+            exported: the fused fp32 export of `model`, where there is one already.
+            teacher: model folder that teaches scheme qat; None takes `model` itself.
+            device: where scheme qat trains, `cpu` or `gpu`.
+            seed: draws calibration rows and rows to time.
+            smoke: random weights: a scheme that disagrees with fp32 is kept all the same, and nothing is timed.
+            decide: told what was chosen and why.
+        Raises: InputError for unknown schemes or choices, none at all, settings that cannot be, a scheme that the
+            target cannot run, or a model that is no fp32 one.
         """
         unknown = [name for name in try_ if name not in SCHEMES]
         if unknown or not try_:
             raise InputError(f"try must list some of {', '.join(SCHEMES)} (got {list(try_)})")
-        if choose not in get_args(Choice):
-            raise InputError(f"choose must be one of {', '.join(get_args(Choice))} (got {choose!r})")
+        for name, value, known in (("choose", choose, Choice), ("isa", isa, Isa), ("target", target, RunsOn)):
+            if value is not None and value not in get_args(known):
+                raise InputError(f"{name} must be one of {', '.join(get_args(known))} (got {value!r})")
         self.model = Path(model)
-        if read_manifest(self.model).precision == "int8":
-            raise InputError(f"{self.model} is INT8 already; quantize the fp32 model it was made from")
+        precision = read_manifest(self.model).precision
+        if precision != "fp32":
+            named = precision.upper() if precision == "int8" else precision
+            raise InputError(f"{self.model} is {named} already; quantize the fp32 model it was made from")
         self.data = data
-        self.try_ = tuple(try_)
+        self.try_ = tuple(dict.fromkeys(try_))
         self.choose = choose
-        self.reduce_range = not has_vnni() if reduce_range is None else reduce_range
+        self.calibrate = settings_of(Calibrate, calibrate or {}, "calibrate")
+        self.mixed = settings_of(Mixed, mixed or {}, "mixed")
+        self.smooth = None if smooth is None else settings_of(Smooth, smooth, "smooth")
+        self.qat = settings_of(Qat, qat or {}, "qat")
+        self.weight_only = settings_of(WeightOnly, weight_only or {}, "weight_only")
+        check_target(self.try_, target, of=self.mixed.of)
+        if "mixed" in self.try_:
+            check_keep(self.mixed.keep, target)
+        self.isa = isa
+        self.target = target
+        self.reduce_range = reduced_range(isa, has_vnni=has_vnni()) if reduce_range is None else reduce_range
+        self.exported = exported
+        self.teacher = teacher
+        self.device = device
         self.seed = seed
         self.smoke = smoke
         self.progress = progress
-        self.decide = decide
+        self.decide = decide or unheard
+        self._torch_folder = self.model if find_engine(self.model) == "torch" else None
+        self._check_torch()
 
     def fit(
-        self, out: str | Path, *, work: Path | None = None, accept: Callable[[Path], Outcome] | None = None
+        self,
+        out: str | Path,
+        *,
+        work: Path | None = None,
+        accept: Callable[[Path], Outcome] | None = None,
+        fallback: bool = True,
     ) -> Path:
         """The folder `out` with the INT8 model, its tokenizer and predict.py.
 
+        A scheme that fails is told and the others are tried all the same.
+
         Args:
-            work: where fp32 and the candidates are made; removed at the end. None takes a folder beside `out`.
-            accept: the gate; where no scheme passes it, `out` holds the fp32 model and the decision says so.
-        Raises: StageError when a scheme's answers have little to do with those of fp32.
+            work: where fp32 and the candidates are made; removed at the end but for the times that a choice was made
+                by. None takes a folder beside `out`.
+            accept: the gate.
+            fallback: where no scheme passes it, `out` holds the fp32 model and the decision says so; False keeps the
+                most accurate INT8 model, for whoever holds it against the gate again.
+        Raises: StageError where no scheme gives a model whose answers have to do with those of fp32, and fp32 is no
+            way out.
         """
         out = Path(out)
         if out.exists() and any(out.iterdir()):
             raise StageError(f"{out} is there already and not empty; give another folder or remove it")
-        work = (out.parent if work is None else Path(work)) / (out.name + ".quantize")
-        if work.exists():
-            shutil.rmtree(work)
-        texts: list[Text] = list(open_data(self.data).select.texts[:COMPARED_ROWS])
+        beside = out.parent if work is None else Path(work)
+        work = beside / (out.name + ".quantize")
+        _empty(work)
+        data = open_data(self.data)
         source = self._fp32(work / "fp32")
-        reference = load(source, spinning=False).logits(texts)
-        tried = []
-        for number, scheme in enumerate(self.try_):
-            self.progress("quantize", number, len(self.try_))
-            tried.append(self._try(scheme, source, work / scheme, texts=texts, reference=reference, accept=accept))
-        self.progress("quantize", len(self.try_), len(self.try_))
-        kept = choose(tried, self.choose)
-        self._report(kept, tried)
+        trials = Trials(
+            source,
+            data=data,
+            manifest=replace(read_manifest(source), precision="int8", isa=self.isa),
+            work=work,
+            precise=not self.reduce_range and not has_vnni(),
+            accept=accept,
+            smoke=self.smoke,
+        )
+        tried = self._all(self._material(source, data, work), trials)
+        kept = self._kept(tried, trials, beside / TIMES_FILE, fallback=fallback and accept is not None)
         if out.exists():
             out.rmdir()
         out.parent.mkdir(parents=True, exist_ok=True)
-        (work / kept.scheme if kept is not None else source).replace(out)
+        (source if kept is None else _made(work, kept.scheme)).replace(out)
         shutil.rmtree(work)
         return out
 
+    def _check_torch(self) -> None:
+        """InputError where a scheme needs safetensors and there are none."""
+        needing = need_torch(self.try_, self.target, of=self.mixed.of)
+        if needing and self._torch_folder is None:
+            raise InputError(
+                f"scheme {needing[0]} starts from safetensors, and {self.model} holds ONNX alone; give the folder that "
+                f"it was exported from, or take {needing[0]} out of try"
+            )
+
     def _fp32(self, folder: Path) -> Path:
         """A folder of ours with the fused fp32 graph."""
-        if find_engine(self.model) == "torch":
+        if self.exported is None and self._torch_folder is not None:
             return Exporter(self.model, data=self.data, progress=self.progress).export(folder)
-        return deploy(self.model / MODEL_FILE, self.model, folder, manifest=read_manifest(self.model))
+        there = self.exported or self.model
+        return deploy(there / MODEL_FILE, there, folder, manifest=read_manifest(there))
 
-    def _try(
-        self,
-        scheme: Scheme,
-        source: Path,
-        folder: Path,
-        *,
-        texts: Sequence[Text],
-        reference: Logits,
-        accept: Callable[[Path], Outcome] | None,
-    ) -> Candidate:
-        quantized = SCHEMES[scheme](onnx.load(str(source / MODEL_FILE)), reduce_range=self.reduce_range)
-        folder.mkdir(parents=True)
-        (folder / MODEL_FILE).write_bytes(quantized.SerializeToString(deterministic=True))
-        manifest = replace(read_manifest(source), precision="int8")
-        deploy(folder / MODEL_FILE, source, folder, manifest=manifest)
-        answers = load(folder, spinning=False).logits(texts)
-        if not self.smoke:
-            require_related(reference, answers, what=f"scheme {scheme} of {self.model}")
+    def _material(self, source: Path, data: DataSets, work: Path) -> Material:
+        graphs: list[ModelProto] = []
+
+        def raw() -> ModelProto:
+            if self._torch_folder is None:
+                raise InputError(f"{self.model} holds ONNX alone; this scheme needs the safetensors it came from")
+            if not graphs:
+                graphs.append(traced(self._torch_folder))
+            copy = ModelProto()
+            copy.CopyFrom(graphs[0])
+            return copy
+
+        def batches() -> Iterator[Inputs]:
+            texts = calibration_texts(data, self.calibrate, seed=self.seed)
+            encoder = open_encoder(source, read_manifest(source).max_tokens)
+            encoded = encoder.encode(texts)
+            for row in range(len(texts)):
+                yield collate(encoded, [row], encoder.pad_id)
+
+        return Material(
+            folder=source,
+            torch_folder=self._torch_folder,
+            raw=raw,
+            batches=batches,
+            reduce_range=self.reduce_range,
+            seed=self.seed,
+            work=work,
+            progress=self.progress,
+            decide=self.decide,
+            smooth=self.smooth,
+            data=data,
+            teacher=self.teacher,
+            device=self.device,
+            target=self.target,
+            smoke=self.smoke,
+        )
+
+    def _all(self, material: Material, trials: Trials) -> list[Candidate]:
+        """What came of every scheme of `try`, and of others where static loses too much and no gate says how much."""
+        queue, tried = list(self.try_), list[Candidate]()
+        for number, scheme in enumerate(queue):
+            self.progress("quantize", number, len(queue))
+            limits = Limits(drop=STATIC_DROP) if scheme == "static" else None
+            found = self._try(scheme, material, trials, limits)
+            tried.append(found)
+            left = [other for other in AFTER_STATIC if other not in queue]
+            lost = scheme == "static" or (scheme == "mixed" and "static" in queue)
+            if found.refused and lost and left and trials.accept is None and self.target == "cpu":
+                queue.append(left[0])
+                because = f"{found.refused}, and no gate is set"
+                self.decide(Decision(kind=scheme, chosen=f"{left[0]} is tried too", because=because))
+        self.progress("quantize", len(queue), len(queue))
+        return tried
+
+    def _try(self, scheme: Scheme, material: Material, trials: Trials, limits: Limits | None) -> Candidate:
+        """The candidate; refused, with the reason, where the scheme fails or does not keep what was asked."""
+        kept_in_float: tuple[str, ...] = ()
+        try:
+            if scheme == "mixed":
+                mixture = self._mix(material, trials)
+                graph, kept_in_float = mixture.graph, tuple(each.words for each in mixture.kept)
+            else:
+                graph = self._graph(scheme, material)
+            folder = trials.write(_made(trials.work, scheme).name, graph)
+            trial = trials.judged(folder, what=f"scheme {scheme} of {self.model}", limits=limits)
+        except StageError as error:
+            shutil.rmtree(_made(trials.work, scheme), ignore_errors=True)
+            return Candidate(scheme, None, reduce_range=self.reduce_range, refused=str(error))
+        if scheme == "mixed" and trials.accept is None:
+            trial = mixture.trial  # by the limits of its own settings
         return Candidate(
             scheme=scheme,
-            agreement=agreement(reference, answers),
-            largest_difference=float(np.abs(reference - answers).max(initial=0.0)),
-            rows=len(texts),
+            trial=trial,
             bytes=(folder / MODEL_FILE).stat().st_size,
-            integer_products=integer_products(quantized),
+            integer_products=integer_products(graph),
+            kept_in_float=kept_in_float,
             reduce_range=self.reduce_range,
-            passed=None if accept is None else accept(folder).passed,
+            refused=trial.because,
         )
 
-    def _report(self, kept: Candidate | None, tried: Sequence[Candidate]) -> None:
-        if self.decide is None:
-            return
-        bits = "7 bits, as this CPU has no VNNI or the caller asked for it" if self.reduce_range else "8 bits"
+    def _graph(self, scheme: Scheme, material: Material, *, float_nodes: frozenset[str] = frozenset()) -> ModelProto:
+        settings = {
+            "dynamic": self.smooth,
+            "static": self.calibrate,
+            "qat": self.qat,
+            "weight_only": self.weight_only,
+        }
+        return SCHEMES[scheme](material, settings[scheme], float_nodes=float_nodes)
+
+    def _mix(self, material: Material, trials: Trials) -> Any:
+        """The search for mixed: as the settings say, or as static's way out where the user asked for static alone."""
+        settings = self.mixed
+        if "mixed" not in self.try_:
+            settings = settings.model_copy(
+                update={"of": "static", "drop": f"<= {STATIC_DROP * 100:g}pp", "agreement": 0.0}
+            )
+        of = settings.of
+        return SCHEMES["mixed"](
+            material,
+            settings,
+            base=lambda nodes: self._graph(of, material, float_nodes=nodes),
+            graph=material.raw() if self.target == "tensorrt" else onnx.load(str(material.folder / MODEL_FILE)),
+            trials=trials,
+        )
+
+    def _kept(
+        self, tried: Sequence[Candidate], trials: Trials, times_file: Path, *, fallback: bool
+    ) -> Candidate | None:
+        """The candidate to keep, told with all others; None where it is fp32."""
+        left = [each for each in tried if not each.refused]
+        times, again = None, ""
+        if self.choose == "fastest" and len(left) > 1 and not self.smoke:
+            folders = {str(each.scheme): _made(trials.work, each.scheme) for each in left}
+            times, replayed = times_once(times_file, folders, trials.texts, seed=self.seed, progress=self.progress)
+            again = ", as timed before the interruption" if replayed else ""
+            tried = [_timed(each, times) for each in tried]
+        choice = "most_accurate" if self.choose == "fastest" and self.smoke else self.choose
+        kept, because = choose(tried, choice, times)
+        because += again
+        with_file = [each for each in tried if each.trial is not None]
+        if kept is None and not fallback:
+            if not with_file:
+                reasons = "; ".join(f"{each.scheme}: {each.refused}" for each in tried)
+                raise StageError(f"no scheme gave an INT8 model of {self.model}: {reasons}")
+            kept = max(with_file, key=lambda each: each.agreement)
+            because = f"the most accurate, although {kept.refused}"
+        self.decide(self._decision(kept, because, tried))
+        return kept
+
+    def _decision(self, kept: Candidate | None, because: str, tried: Sequence[Candidate]) -> Decision:
         if kept is None:
             chosen, because = "fp32", "no scheme passed the gate, so the model stays in fp32"
+            refused = "; ".join(f"{each.scheme}: {each.refused}" for each in tried)
+            because += f" ({refused})"
         else:
-            chosen = kept.scheme
-            among = f"{self.choose.replace('_', ' ')} of {len(tried)}" if len(tried) > 1 else "the only scheme to try"
+            assert kept.trial is not None
+            chosen, beside = kept.scheme, kept.trial
             because = (
-                f"{among}; decides as fp32 on {kept.agreement:.1%} of {kept.rows} rows of select, logits differ by up "
-                f"to {kept.largest_difference:.2g}; weights in {bits}"
+                f"{because}; decides as fp32 on {beside.agreement:.1%} of {beside.rows} rows of select "
+                f"({beside.flips} otherwise), logits differ by up to {beside.largest_difference:.2g}, "
+                f"{beside.mean_difference:.2g} on average; {self._bits()}"
             )
-        self.decide(
-            Decision(kind="quantize", chosen=chosen, because=because, candidates=[asdict(each) for each in tried])
-        )
+        return Decision(kind="quantize", chosen=chosen, because=because, candidates=[each.told() for each in tried])
+
+    def _bits(self) -> str:
+        """For which sums the weights are, and why."""
+        if not self.reduce_range:
+            return "weights for sums of 32 bits" + (f", as {self.isa} has them" if self.isa else "")
+        if self.isa is not None:
+            return f"weights for sums of 16 bits, as {self.isa} has no wider ones"
+        return "weights for sums of 16 bits, as this CPU has no VNNI or the caller asked for it"
 
 
-def agreement(reference: Logits, answers: Logits) -> float:
-    """Share of rows whose first class is the same; 1.0 for no rows."""
-    if not len(reference):
-        return 1.0
-    return float((reference.argmax(axis=1) == answers.argmax(axis=1)).mean())
+def _made(work: Path, scheme: Scheme) -> Path:
+    """The folder of a scheme's model."""
+    return work / f"made-{scheme}"
 
 
-def require_related(reference: Logits, answers: Logits, *, what: str) -> None:
-    """Nothing, unless the answers disagree where the reference is sure: then StageError."""
-    sure = margins(reference) >= SURE_MARGIN
-    share = agreement(reference[sure], answers[sure])
-    if not np.isfinite(answers).all() or (sure.sum() >= FEWEST_SURE_ROWS and share < LEAST_AGREEMENT):
-        raise StageError(
-            f"{what} decides as fp32 on {share:.0%} of {int(sure.sum())} rows that fp32 is sure of (at least "
-            f"{LEAST_AGREEMENT:.0%} is expected): the INT8 model is broken; ship the fp32 export instead, or try "
-            "reduce_range=True"
-        )
+def _timed(candidate: Candidate, times: Times) -> Candidate:
+    return candidate if candidate.refused else replace(candidate, p50_ms=times.p50_ms(candidate.scheme))
 
 
-def choose(tried: Sequence[Candidate], choice: Choice) -> Candidate | None:
-    """The smallest, or the most accurate, of those that no gate refused; the earlier of equals; None if all failed."""
-    passed = [each for each in tried if each.passed is not False]
-    if not passed:
-        return None
-    if choice == "smallest":
-        return min(passed, key=lambda each: each.bytes)
-    return max(passed, key=lambda each: each.agreement)
+def _empty(work: Path) -> None:
+    """Remove what an earlier try left, but for what its training goes on from."""
+    for path in work.glob("*") if work.exists() else ():
+        if path.name != KEPT_BETWEEN_TRIES:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

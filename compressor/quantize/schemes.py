@@ -1,50 +1,75 @@
-"""Ways to write a fused fp32 graph as INT8."""
+"""Ways to write a model as INT8, by the names that a recipe uses."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import onnx
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
-from compressor.errors import StageError
-from compressor.quantize.settings import Scheme
+from compressor.errors import InputError
+from compressor.quantize.dynamic import dynamic
+from compressor.quantize.mixed import mixed
+from compressor.quantize.qat import qat
+from compressor.quantize.settings import EXACT_SUMS, Isa, RunsOn, Scheme
+from compressor.quantize.static import static
+from compressor.quantize.weight_only import weight_only
 
 
-def dynamic(model: ModelProto, *, reduce_range: bool) -> ModelProto:
-    """INT8 weights per output channel and INT8 embeddings; activations are scaled by their own range at run time.
+def need_torch(try_: Sequence[Scheme], target: RunsOn, *, of: Scheme = "dynamic") -> list[Scheme]:
+    """The schemes that start from the safetensors of a model, not from its ONNX.
 
     Args:
-        model: fused fp32 graph (export.fusion).
-        reduce_range: keeps weights to 7 bits, so that two u8 x s8 products fit into 16 bits. Needed on CPUs without
-            VNNI, where the sum otherwise saturates without a word; costs a little accuracy elsewhere.
-    Raises: StageError when no product of the graph became INT8.
+        of: the scheme that mixed is made of.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
-        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, str(source))
-        quantize_dynamic(
-            str(source),
-            str(target),
-            per_channel=True,
-            reduce_range=reduce_range,
-            weight_type=QuantType.QInt8,
-            extra_options={"DefaultTensorType": TensorProto.FLOAT},
-        )
-        result: ModelProto = onnx.load(str(target))
-    if not integer_products(result):
-        raise StageError("quantization left every product of the graph in fp32; the graph holds no fused encoder")
-    return result
+    needing: set[Scheme] = {"qat"}
+    if target == "tensorrt":
+        needing |= {"static", "mixed"} if of == "static" else {"static"}
+    return [scheme for scheme in try_ if scheme in needing]
 
 
-def integer_products(model: ModelProto) -> int:
-    """How many operators of the graph multiply in INT8."""
-    return sum(node.op_type in ("MatMulInteger", "QAttention") for node in model.graph.node)
+def reduced_range(isa: Isa | None, *, has_vnni: bool) -> bool:
+    """Whether weights must be such that sums of two u8 x s8 products fit into 16 bits.
+
+    Args:
+        isa: of the processor that the model is for; None is this one.
+        has_vnni: whether this one sums such products in 32 bits.
+
+    >>> reduced_range("avx2", has_vnni=True), reduced_range(None, has_vnni=True)
+    (True, False)
+    """
+    return isa not in EXACT_SUMS if isa is not None else not has_vnni
 
 
-SCHEMES: dict[Scheme, Callable[..., ModelProto]] = {"dynamic": dynamic}
-"""Name in the recipe to the function that does it; each takes (model, *, reduce_range)."""
+def check_target(try_: Sequence[Scheme], target: RunsOn, *, of: Scheme = "dynamic") -> None:
+    """Nothing, where the schemes run on the target; InputError says what to do where they do not.
+
+    Args:
+        of: the scheme that mixed is made of.
+    """
+    if target == "cuda":
+        wrong: list[Scheme] = [scheme for scheme in try_ if scheme != "weight_only"]
+        if wrong:
+            raise InputError(
+                f"quantize.try: {', '.join(wrong)} cannot run on a target with device gpu: onnxruntime's CUDA provider "
+                "has no INT8 kernels, so those products would run on the CPU; write export: {to: onnx, "
+                "precision: fp16} (or bf16) instead of quantize, or give the target engine tensorrt and try: [static]"
+            )
+    if target == "tensorrt":
+        fixed: set[Scheme] = {"static", "mixed"} if of == "static" else {"static"}
+        wrong = [scheme for scheme in try_ if scheme not in fixed]
+        if wrong:
+            raise InputError(
+                f"quantize.try: {', '.join(wrong)} cannot run on a target with engine tensorrt, which takes QDQ pairs "
+                "with fixed ranges alone; write try: [static]"
+            )
+
+
+SCHEMES: dict[Scheme, Callable[..., ModelProto]] = {
+    "dynamic": dynamic,
+    "static": static,
+    "mixed": mixed,
+    "qat": qat,
+    "weight_only": weight_only,
+}
+"""Name in the recipe to the function that does it: `(material, settings, *, float_nodes)` to a graph; `mixed`, which
+takes one of the others and compares, has arguments of its own."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from compressor.bench.isolation import Timing
 from compressor.bench.settings import TARGETS, Benchmark, Target
-from compressor.bench.statistics import Interval, SpeedVerdict, p50_by_round, ratio_interval, speed_verdict
+from compressor.bench.statistics import LOOKS, Interval, SpeedVerdict, p50_by_round, ratio_interval, speed_verdict
 from compressor.data.rows import Text
 from compressor.errors import InputError
 from compressor.evaluate.gates import Answers, BudgetRow, Times, answers_from, judge_budget, worst
@@ -162,12 +162,12 @@ class _Facts:
         """Samples at the first target of onnxruntime by round; empty where not timed there."""
         return self.compared.rounds_of(self._canonical(key)) if self.compared is not None else {}
 
-    def ratio(self, subject: str, reference: str) -> Interval | None:
+    def ratio(self, subject: str, reference: str, *, confidence: float = 0.95) -> Interval | None:
         """Time of one over the other at the first target; None where either was not timed."""
         ours, theirs = self.slots(subject), self.slots(reference)
         if not ours or not theirs:
             return None
-        return ratio_interval(p50_by_round(ours), p50_by_round(theirs))
+        return ratio_interval(p50_by_round(ours), p50_by_round(theirs), confidence=confidence)
 
     def drop(self, subject: str, reference: str) -> Figure:
         """Fall of the score from one to the other, on the same rows."""
@@ -210,7 +210,7 @@ class _Facts:
             drop=self.drop(subject.key, self.reference),
             agreement=agreement(theirs.predictions, ours.predictions),
             latency_ratio=_figure(ratio),
-            speed_verdict=None if ratio is None else self.speed(subject.key, ratio),
+            speed_verdict=None if ratio is None else self.speed(subject.key),
             reason=reason,
             flips=asdict(flips(theirs.predictions, ours.predictions, ours.references)),
         )
@@ -231,11 +231,14 @@ class _Facts:
             ),
         )
 
-    def speed(self, key: str, ratio: Interval) -> SpeedVerdict:
-        """What a ratio to the reference says beside the noise floor."""
+    def speed(self, key: str) -> SpeedVerdict | None:
+        """What the ratio to the reference says beside the noise floor, at the confidence that all looks leave."""
         if self._canonical(key) == self._canonical(self.reference):
             return "same"
-        return speed_verdict(ratio, self.ratio(self.reference + CONTROL, self.reference))
+        confidence = LOOKS[self.compared.looks] if self.compared is not None else LOOKS[1]
+        ratio = self.ratio(key, self.reference, confidence=confidence)
+        noise = self.ratio(self.reference + CONTROL, self.reference, confidence=confidence)
+        return None if ratio is None else speed_verdict(ratio, noise)
 
     def latency(self, subject: Subject) -> tuple[LatencyRow, ...]:
         """One row for each kind of work at each target of the subject's engine; one saying why where none was timed."""
@@ -299,7 +302,7 @@ class _Facts:
         """What the timings were taken under."""
         if not self.timings:
             return {}
-        kept = ("threads", "busy_before", "load_before", "stolen_seconds", "throttled")
+        kept = ("threads", "busy_before", "load_before", "stolen_seconds", "wall_seconds", "looks", "throttled")
         found = {name: {key: getattr(one, key) for key in kept} for name, one in self.timings.items()}
         pinned = {name: None if one.cpus is None else list(one.cpus) for name, one in self.timings.items()}
         return {"timing": {name: {**found[name], "cpus": pinned[name]} for name in found}}

@@ -45,7 +45,7 @@ def attributions(answers: Mapping[str, Answers], *, metric: str) -> tuple[Attrib
 
 
 def _attribution(stage: str, question: Question, student: Answers, control: Answers, metric: str) -> Attribution:
-    """The gain of the student over its control, on the same rows: paired bootstrap, two-sided 95 %."""
+    """The gain of the student over its control, on the same rows, with its two-sided 95 % interval."""
     gain = drop(metric, student.predictions, control.predictions, student.references, student.labels)
     verdict: Literal["helped", "hurt", "no evidence"] = (
         "helped" if gain.low > 0 else "hurt" if gain.high < 0 else "no evidence"

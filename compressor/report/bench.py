@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.bench.settings import Benchmark
+import numpy as np
+
+from compressor.bench.settings import BASELINES, BaselineName, Benchmark
 from compressor.data.readers import format_of, head_names
 from compressor.data.rows import DataSets, Rows, Text
 from compressor.data.settings import Column, Data, Task
 from compressor.data.source_rows import read_source
 from compressor.data.split import is_empty
 from compressor.errors import InputError
-from compressor.report.foreign import Opened, class_ids, names_of, open_model, relabelled
+from compressor.evaluate.folds import folds
+from compressor.report.foreign import Opened, as_given, class_ids, label_giver, names_of, open_model, relabelled
 from compressor.report.measure import measure, write_report
 from compressor.report.model import Report, SubjectRow
 from compressor.report.sentences import SENTENCES
@@ -24,6 +27,8 @@ from compressor.report.subjects import ROWS_TIMED
 from compressor.sources.rows_source import resolve_rows
 from compressor.stage import Progress, settings_of, silent
 
+FEWEST_TRAIN = 50
+"""Labelled rows below which no baseline is made."""
 PROBE_ROWS = 32
 """Rows that exports are compared on."""
 
@@ -47,7 +52,10 @@ def bench(
     text: Sequence[Column] = (),
     label: Column | None = None,
     rounds: int | None = None,
+    looks: int = 3,
     benchmark: Benchmark | Mapping[str, Any] | None = None,
+    train: str | Path | None = None,
+    baselines: Sequence[BaselineName] = BASELINES,
     threads: int | None = None,
     base: Path | None = None,
     seed: int = 17,
@@ -57,12 +65,17 @@ def bench(
     """A report of models beside the first of them: time in interleaved rounds, size, resources, agreement and score.
 
     Args:
-        paths: folders, run directories, hub ids or pypi:// names; text classifiers of the same labels.
+        paths: folders, run directories, hub ids or pypi:// names; text classifiers of the same labels. Where a model
+            calls them LABEL_0 and so on, the first model that has names gives them.
         rows: a file as `data.train` takes them; a few sentences of our own unless given.
         text: column of the text, or two of a pair; what the first model's manifest says unless given.
         label: column of the label; `label` where there is one. Without labels nothing is scored.
         rounds: slots each model gets; what `benchmark` says, or 15, unless given.
+        looks: 1 to 3; how many lots of rounds are timed at most, the further ones while a verdict is undecided.
         benchmark: what is timed beside single rows, as in a recipe: grid, scenarios, price.
+        train: labelled rows with the columns of `rows`, of which baselines are made; those among `rows` are left out,
+            and a tenth is held out for choices. None makes no baselines.
+        baselines: names of those simple models.
         threads: of each timed model; None takes all that this process may use.
         base: folder that relative paths start from; the current one unless given.
         seed: draws the rows that are timed.
@@ -78,23 +91,29 @@ def bench(
         opened = {
             name: open_model(path, work=work / "models", base=base, progress=progress) for name, path in named.items()
         }
+        giver = label_giver(list(opened.values()))
+        opened = {name: relabelled(one, giver, work=work / "models") for name, one in opened.items()}
         first = next(iter(opened.values()))
-        opened = {name: relabelled(one, first) for name, one in opened.items()}
         given = read_given(rows, first, text=text, label=label, base=base)
-        data = _data(given, first)
-        report = measure(
-            {name: one.folder for name, one in opened.items()},
-            data=data,
-            rounds=rounds,
-            benchmark=benchmark,
-            changed=given.labels is not None,
-            threads=threads,
-            name="bench",
-            seed=seed,
-            progress=progress,
-            out=work / "report",
+        learned = (
+            None if train is None else _train_rows(train, given, first, text=text, label=label, base=base, seed=seed)
         )
-        report = _as_given(report, opened, given)
+        with as_given({one.folder: one.given for one in opened.values()}):
+            report = measure(
+                {name: one.folder for name, one in opened.items()},
+                data=_data(given, first, learned),
+                baselines=() if learned is None else baselines,
+                rounds=rounds,
+                looks=looks,
+                benchmark=benchmark,
+                changed=given.labels is not None,
+                threads=threads,
+                name="bench",
+                seed=seed,
+                progress=progress,
+                out=work / "report",
+            )
+        report = _as_given(report, opened, given, 0 if learned is None else len(learned[0]))
         if out is not None:
             write_report(report, out)
             kept = ["samples.json", "disagreements.jsonl"] if given.labels is not None else ["samples.json"]
@@ -129,6 +148,37 @@ def read_given(
     return Given(tuple(found.texts), labels, str(rows), note)
 
 
+def _train_rows(
+    train: str | Path,
+    given: Given,
+    first: Opened,
+    *,
+    text: Sequence[Column],
+    label: Column | None,
+    base: Path | None,
+    seed: int,
+) -> tuple[Rows, Rows]:
+    """Rows to learn from and those held out for choices, without the texts that are scored.
+
+    Raises: InputError where either file has no labels, or too few rows are left.
+    """
+    if given.labels is None:
+        raise InputError(
+            f"--train makes baselines, which are scored: {given.name} has no labels; name them with --label"
+        )
+    found = read_given(train, first, text=text, label=label, base=base)
+    ids = class_ids(found.labels or (), first.manifest.labels, where=str(train))
+    scored = set(given.texts)
+    kept = [place for place, one in enumerate(ids) if one is not None and found.texts[place] not in scored]
+    if len(kept) < FEWEST_TRAIN:
+        raise InputError(
+            f"{train}: {len(kept)} labelled rows that are not scored; baselines need {FEWEST_TRAIN} or more"
+        )
+    rows = Rows(found.texts, tuple(ids)).take(kept)
+    held = folds(rows.labels, 10, seed=seed)[0]
+    return rows.take(np.setdiff1d(np.arange(len(rows)), held).tolist()), rows.take(held.tolist())
+
+
 def _own_sentences(*, pairs: bool) -> Given:
     texts: tuple[Text, ...] = SENTENCES
     if pairs:
@@ -150,8 +200,11 @@ def _has_labels(data: Data, base: Path) -> bool:
     return names is not None and data.label in names
 
 
-def _data(given: Given, first: Opened) -> DataSets:
-    """The rows as measure takes them; where there are no labels, the first model's answers stand in for them."""
+def _data(given: Given, first: Opened, learned: tuple[Rows, Rows] | None) -> DataSets:
+    """The rows as measure takes them; where there are no labels, the first model's answers stand in for them.
+
+    `learned` are train rows and those held out of them, where baselines are made.
+    """
     labels: Sequence[int | None]
     if given.labels is not None:
         labels = class_ids(given.labels, first.manifest.labels, where=given.name)
@@ -161,20 +214,21 @@ def _data(given: Given, first: Opened) -> DataSets:
         answers = load(first.folder, spinning=False).logits(list(given.texts)).argmax(-1)
         labels = [int(one) for one in answers]
     rows = Rows(given.texts, tuple(labels))
+    train, select = learned or (Rows((), ()), rows.head(PROBE_ROWS))
     columns = ("text_a", "text_b") if isinstance(given.texts[0], tuple) else ("text",)
     return DataSets(
         task=Task(),
         labels=first.manifest.labels,
         text_columns=first.manifest.text if len(first.manifest.text) == len(columns) else columns,
         max_tokens=first.manifest.max_tokens,
-        train=Rows((), ()),
-        select=rows.head(PROBE_ROWS),
+        train=train,
+        select=select,
         test=rows,
         unlabelled=Rows((), ()),
     )
 
 
-def _as_given(report: Report, opened: dict[str, Opened], given: Given) -> Report:
+def _as_given(report: Report, opened: dict[str, Opened], given: Given, learned: int) -> Report:
     """The report with paths and precisions as asked for, and without scores where there are no labels."""
     subjects = []
     for row in report.subjects:
@@ -190,7 +244,7 @@ def _as_given(report: Report, opened: dict[str, Opened], given: Given) -> Report
         update={
             "subjects": tuple(subjects),
             "doubts": (*report.doubts, *notes),
-            "data": {"train": 0, "select": 0, "test": rows, "unlabelled": 0, "rows": given.name, "removed": {}},
+            "data": {"train": learned, "select": 0, "test": rows, "unlabelled": 0, "rows": given.name, "removed": {}},
             "label_counts": {name: one for name, one in report.label_counts.items() if name == "test"},
             "histogram": _of_test(report.histogram),
         }

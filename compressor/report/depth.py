@@ -12,6 +12,7 @@ import numpy as np
 from compressor.data.rows import DataSets, Rows
 from compressor.report.accuracy import Known, deepen, token_lengths
 from compressor.report.compare import scored_rows
+from compressor.report.doubts import of_reference
 from compressor.report.model import Report
 from compressor.report.perturbations import with_perturbations
 from compressor.report.subjects import Subject
@@ -65,7 +66,19 @@ def in_depth(
             report, subjects, texts, known, names=changed, threads=threads, seed=seed, progress=progress
         )
     counted = {"histogram": histogram(data, tokenizer), "label_counts": label_counts(data)}
-    return report.model_copy(update=counted)
+    weak = _weak_reference(subjects, known, reference, "test" if on_test else "select")
+    return report.model_copy(update={**counted, "doubts": (*weak, *report.doubts)})
+
+
+def _weak_reference(subjects: Sequence[Subject], known: Known, reference: str, part: str) -> list[str]:
+    """Doubts about the model that others are held against: on select where it was answered, else on the scored rows."""
+    on_select = known.select.get(reference)
+    if on_select is not None:
+        return of_reference(reference, on_select.argmax(-1), known.select_references, known.labels, part="select")
+    logits = next((one.logits for one in subjects if one.key == reference), None)
+    if logits is None:
+        return []
+    return of_reference(reference, np.asarray(logits).argmax(-1), known.references, known.labels, part=part)
 
 
 def parts(data: DataSets) -> dict[str, Rows]:

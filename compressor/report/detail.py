@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
+from compressor.bench.statistics import needs_samples
 from compressor.report.model import Figure, LatencyRow, Optimism, Report, Resources, SubjectRow
 from compressor.report.section import Cell, Section, facts, number, said, spread
 from compressor.report.table import plain
@@ -148,6 +149,7 @@ def times(report: Report) -> Section:
         "threads",
         "p50 ms",
         "p90 ms",
+        "p95 ms",
         "p99 ms",
         "rows/s",
         "samples",
@@ -163,7 +165,6 @@ def _time(row: SubjectRow, one: LatencyRow) -> tuple[Cell, ...]:
     limit = f"p99 within {one.limit_ms:g} ms" if one.limit_ms is not None else ""
     spent = f"{one.processes} processes" if one.processes > 1 else ""
     said_by = "; ".join(part for part in (spent, limit, one.reason) if part)
-    between = f"{one.p50_low_ms:.3g} to {one.p50_high_ms:.3g}" if one.p50_low_ms and one.p50_high_ms else ""
     return (
         _name(row),
         Cell(how, note=said_by, tone="" if one.status == "measured" else "dim"),
@@ -171,12 +172,19 @@ def _time(row: SubjectRow, one: LatencyRow) -> tuple[Cell, ...]:
         said(one.length),
         Cell("with" if one.end_to_end else "without"),
         number(one.threads, "d"),
-        number(one.p50_ms, ".3g", note=between),
-        number(one.p90_ms, ".3g"),
-        number(one.p99_ms, ".3g"),
+        *(_percentile(one, per_cent) for per_cent in (50, 90, 95, 99)),
         number(one.rows_per_second, ",.4g"),
         number(one.samples, ",d"),
     )
+
+
+def _percentile(one: LatencyRow, per_cent: int) -> Cell:
+    """A percentile with its ends below it, or how many samples it needs."""
+    value, low, high = (getattr(one, f"p{per_cent}_{part}") for part in ("ms", "low_ms", "high_ms"))
+    if value is None:
+        short = needs_samples(per_cent / 100, one.samples) if one.status == "measured" else None
+        return number(None, note="" if short is None else short.split(" ", 1)[1])
+    return number(value, ".3g", note="" if low is None or high is None else f"{low:.3g} to {high:.3g}")
 
 
 def _padding(report: Report) -> str:

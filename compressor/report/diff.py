@@ -43,6 +43,10 @@ class ScoreRow:
     """The first run's score minus the second's on the same rows: above 0 the second is worse. None where not paired."""
     reason: str | None
     """Why it is not paired."""
+    answers_changed: int | None = None
+    """Rows, labelled or not, that the two answer differently; None where not paired."""
+    rows: int | None = None
+    """Rows that both answered; None where not paired."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,9 @@ class Difference:
     other: str
     verdicts: tuple[str, str]
     recipe: tuple[Changed, ...]
+    """Keys of the recipe as it was understood."""
+    unknown: tuple[str, ...]
+    """Keys that one of the runs does not know, as another version made it, and that neither recipe sets."""
     environment: tuple[Changed, ...]
     metric: str
     scores: tuple[ScoreRow, ...]
@@ -92,11 +99,16 @@ class Difference:
                 out += textwrap.wrap(
                     f"  {row.key}: {_short(row.one)} -> {_short(row.other)}", WIDTH, subsequent_indent="    "
                 )
+        if self.unknown:
+            words = f"known to the version of one run alone, and set by neither recipe: {', '.join(self.unknown)}"
+            out += textwrap.wrap(words, WIDTH, initial_indent="  ", subsequent_indent="    ")
         out += ["", f"{self.metric} in %, the drop in pp (above 0: other is worse)"]
-        heads = ("model", "one", "other", "drop")
-        out += lines([heads, *((row.subject, points(row.one), points(row.other), _drop(row)) for row in self.scores)])
+        heads = ("model", "one", "other", "drop", "answers changed")
+        cells = ((row.subject, points(row.one), points(row.other), _drop(row), _answers(row)) for row in self.scores)
+        out += lines([heads, *cells])
         reasons = dict.fromkeys(row.reason for row in self.scores if row.reason)
-        out += [f"  not paired: {reason}" for reason in reasons]
+        for reason in reasons:
+            out += textwrap.wrap(f"  not paired: {reason}", WIDTH, subsequent_indent="    ")
         return "\n".join([*out, "", *self._times()]) + "\n"
 
     def _times(self) -> list[str]:
@@ -125,12 +137,14 @@ def diff(one: str | Path, other: str | Path, *, across_machines: bool = False) -
     Raises: InputError for what is no finished run.
     """
     ours, theirs = _open(Path(one)), _open(Path(other))
+    recipe, unknown = _recipe_changes(ours, theirs)
     machines = same_machine(ours.report.machine, theirs.report.machine)
     return Difference(
         one=str(one),
         other=str(other),
         verdicts=(ours.report.verdict, theirs.report.verdict),
-        recipe=changed(ours.recipe, theirs.recipe),
+        recipe=recipe,
+        unknown=unknown,
         environment=changed(ours.environment, theirs.environment),
         metric=str(ours.report.task.get("metric", "score")),
         scores=_scores(ours, theirs),
@@ -145,6 +159,9 @@ class _Run:
     recipe: Mapping[str, Any]
     environment: Mapping[str, Any]
     answers: Kept | None
+    written: frozenset[str]
+    """Every key in the recipe as it was written."""
+    path: str
 
 
 def _open(path: Path) -> _Run:
@@ -155,7 +172,51 @@ def _open(path: Path) -> _Run:
         raise InputError(f"{path} holds no report/report.json; give a finished run such as runs/NAME")
     root = file.parent.parent if file.parent.name == "report" else file.parent
     environment = _mapping(root / "environment.json")
-    return _Run(Report.read(file), _recipe(root / "recipe.resolved.yaml"), environment, read_answers(file.parent))
+    answers, recipe = read_answers(file.parent), _recipe(root / "recipe.resolved.yaml")
+    return _Run(Report.read(file), recipe, environment, answers, _written(root / "recipe.yaml"), str(path))
+
+
+def _written(path: Path) -> frozenset[str]:
+    """Every key of a recipe's file, at any depth; none where there is no such file."""
+    import yaml
+
+    try:
+        left = [yaml.safe_load(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, yaml.YAMLError):
+        return frozenset()
+    found: set[str] = set()
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            found |= set(map(str, value))
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return frozenset(found)
+
+
+def _recipe_changes(ours: _Run, theirs: _Run) -> tuple[tuple[Changed, ...], tuple[str, ...]]:
+    """Keys whose values differ, and those that one run's version alone knows while no recipe sets them."""
+    written, listed, unknown = ours.written | theirs.written, list[Changed](), list[str]()
+    for one in changed(ours.recipe, theirs.recipe):
+        parent, _, name = one.key.rpartition(".")
+        both = all(_has(run.recipe, one.key) for run in (ours, theirs))
+        parts = all(_has(run.recipe, parent) for run in (ours, theirs)) if parent else True
+        if both or not parts or parent == "stages" or name in written or not (ours.recipe and theirs.recipe):
+            listed.append(one)
+        else:
+            unknown.append(one.key)
+    return tuple(listed), tuple(unknown)
+
+
+def _has(recipe: Mapping[str, Any], key: str) -> bool:
+    """Whether a dotted key stands in a recipe."""
+    value: Any = recipe
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return False
+        value = value[part]
+    return True
 
 
 def _recipe(path: Path) -> dict[str, Any]:
@@ -207,19 +268,23 @@ def _scores(ours: _Run, theirs: _Run) -> tuple[ScoreRow, ...]:
     one, other = _subjects(ours.report), _subjects(theirs.report)
     metrics = [str(run.report.task.get("metric")) for run in (ours, theirs)]
     apart = None if metrics[0] == metrics[1] else f"the metrics differ: {metrics[0]} and {metrics[1]}"
-    apart = apart or _unpaired(ours.answers, theirs.answers)
+    apart = apart or _unpaired(ours, theirs)
     rows = []
     for name in [*one, *(name for name in other if name not in one)]:
         figures = [side[name].metric if name in side else None for side in (one, other)]
         found = None if apart else _paired(name, metrics[0], ours.answers, theirs.answers)
-        rows.append(ScoreRow(name, figures[0], figures[1], found, apart))
+        counts = (None, None) if apart else _answers_changed(name, ours.answers, theirs.answers)
+        rows.append(ScoreRow(name, figures[0], figures[1], found, apart, *counts))
     return tuple(rows)
 
 
-def _unpaired(one: Kept | None, other: Kept | None) -> str | None:
-    """Why answers cannot be paired; None where they can."""
+def _unpaired(ours: _Run, theirs: _Run) -> str | None:
+    """Why answers cannot be paired, and what to do; None where they can."""
+    one, other = ours.answers, theirs.answers
     if one is None or other is None:
-        return "a run kept no answers (report/answers.npz)"
+        named = " and ".join(run.path for run in (ours, theirs) if run.answers is None)
+        again = "run its recipe again with the same --out, which writes them and skips finished stages"
+        return f"a run kept no answers (report/answers.npz of {named}); {again}"
     if one.rows != other.rows:
         return "the two were scored on different rows"
     if one.labels != other.labels:
@@ -234,6 +299,14 @@ def _paired(name: str, metric: str, one: Kept | None, other: Kept | None) -> Int
     labelled = one.references != UNLABELLED
     before, after = (np.asarray(kept.logits[name])[labelled].argmax(-1) for kept in (one, other))
     return drop(metric, before, after, one.references[labelled], one.labels)
+
+
+def _answers_changed(name: str, one: Kept | None, other: Kept | None) -> tuple[int | None, int | None]:
+    """Rows answered differently, and all rows; None where a run kept no answers of that subject."""
+    if one is None or other is None or name not in one.logits or name not in other.logits:
+        return None, None
+    before, after = (np.asarray(kept.logits[name]).argmax(-1) for kept in (one, other))
+    return int(np.sum(before != after)), len(before)
 
 
 def _times(one: Report, other: Report) -> tuple[TimeRow, ...]:
@@ -294,6 +367,10 @@ def _drop(row: ScoreRow) -> str:
     if row.one is None or row.other is None:
         return "-"
     return f"{100 * (row.one.value - row.other.value) + 0.0:.1f} (not paired)"
+
+
+def _answers(row: ScoreRow) -> str:
+    return "-" if row.answers_changed is None else f"{row.answers_changed:,} of {row.rows:,}"
 
 
 def _short(value: Any) -> str:

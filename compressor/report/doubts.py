@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from compressor.bench.isolation import Timing
 from compressor.bench.machine import quality
-from compressor.bench.statistics import Interval, noise_floor
+from compressor.bench.statistics import LOOKS, Interval, noise_floor
 from compressor.bench.warmup import MOST_SHARE
+from compressor.evaluate.proportions import wilson
 
 FEW_ROWS, FEW_ROUNDS, BUSY, NOISY = 500, 10, 0.15, 0.05
 
@@ -45,6 +48,11 @@ def _of_timing(timing: Timing) -> list[str]:
     rounds = 1 + max((slot.round for slot in timing.slots), default=-1)
     if rounds < FEW_ROUNDS:
         found.append(f"latency rests on {rounds} rounds; {FEW_ROUNDS} or more are usual.")
+    if timing.looks > 1 and timing.rounds_a_look is not None and rounds > timing.rounds_a_look:
+        found.append(
+            f"{timing.rounds_a_look} rounds left a verdict undecided, so {rounds} were timed; verdicts are at "
+            f"{100 * LOOKS[timing.looks]:.1f} % confidence for each of {timing.looks} looks."
+        )
     if timing.busy_before > BUSY:
         found.append(f"other work kept {100 * timing.busy_before:.0f} % of the processors busy when timing began.")
     if timing.cpus is None:
@@ -89,19 +97,59 @@ def machine_quality(
     timing = None if isinstance(timings, str) else next(iter(timings.values()), None)
     if timing is None:
         return {}
-    seconds = sum(sum(slot.nanoseconds) for slot in timing.slots) / 1e9
-    processors = machine.get("processors") or 1
-    stolen = None if timing.stolen_seconds is None or not seconds else timing.stolen_seconds / (seconds * processors)
     found = quality(
         machine,
         threads=timing.threads,
         busy_share=timing.busy_before,
         load=timing.load_before,
-        stolen_share=stolen,
+        stolen_share=stolen_share(timing, machine.get("processors")),
         throttled=timing.throttled,
         noise=noise,
     )
     return {**asdict(found), "because": list(found.because)}
+
+
+def stolen_share(timing: Timing, processors: int | None) -> float | None:
+    """Share of the pinned processors' time that the host took, 0 to 1; None where that or the time is not known.
+
+    `processors` are those of the machine, which counts where the subjects are pinned to none.
+    """
+    counted = processors if timing.cpus is None else len(timing.cpus)
+    if timing.stolen_seconds is None or not timing.wall_seconds or not counted:
+        return None
+    return timing.stolen_seconds / (timing.wall_seconds * counted)
+
+
+def of_reference(
+    name: str, predictions: np.ndarray, references: Sequence[int | None], labels: Sequence[str], *, part: str
+) -> list[str]:
+    """A sentence where the model that others are held against is no better than chance, or never answers a class.
+
+    Args:
+        name: of that model.
+        predictions: its class ids, shape (rows,).
+        references: the rows' own class ids, None where unlabelled.
+        labels: class names in the order of their ids.
+        part: of the data that the rows are: select or test.
+    """
+    known = np.array([one is not None for one in references], dtype=bool)
+    wanted = np.array([one for one in references if one is not None], dtype=np.int64)
+    answered = np.asarray(predictions)[known]
+    if len(np.unique(wanted)) < 2:
+        return []
+    counts, found = np.bincount(wanted, minlength=len(labels)), []
+    right, most = float(np.mean(answered == wanted)), int(counts.argmax())
+    always = counts[most] / len(wanted)
+    if wilson(right, len(wanted)).low <= always:
+        found.append(
+            f"{name} is right on {100 * right:.1f} % of the {len(wanted):,} rows of {part}, not shown to be more than "
+            f"the {100 * always:.1f} % of always answering {labels[most]}: little follows from being like it."
+        )
+    silent = [one for one in range(len(labels)) if counts[one] and not np.any(answered == one)]
+    return [
+        *found,
+        *(f"{name} never answers {labels[one]}, which {counts[one]:,} rows of {part} are." for one in silent),
+    ]
 
 
 def _of_noise(noise: Interval | None) -> list[str]:

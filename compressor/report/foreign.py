@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import InputError
-from compressor.model.manifest import MANIFEST_NAME, Manifest, read_manifest
+from compressor.errors import CompressorError, InputError
+from compressor.model.graph_file import MODEL_FILE, open_graph, require_classifier
+from compressor.model.manifest import MANIFEST_NAME, Manifest, Precision, read_manifest
 from compressor.sources.models import looks_local, resolve_model
 from compressor.sources.settings import ModelSource
 from compressor.stage import Progress, silent
 
-MODEL_FILE = "model.onnx"
 ONNX_PLACES = ("*.onnx", "onnx/*.onnx")
 """Where optimum and others put the graph, beside or below config.json."""
-FEEDS = {"input_ids", "attention_mask", "token_type_ids"}
 INTEGER_OPERATORS = {
     *("MatMulInteger", "QAttention", "QLinearMatMul", "QGemm", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"),
     *("QuantizeLinear", "DequantizeLinear", "QEmbedLayerNormalization"),
@@ -55,39 +55,74 @@ def open_model(given: str, *, work: Path, base: Path | None = None, progress: Pr
     if (folder / MANIFEST_NAME).is_file():
         manifest = read_manifest(folder)
         return Opened(given, folder, manifest, manifest.precision)
-    graph = _graph(folder)
-    copied = work / f"model-{len(list(work.iterdir())) if work.is_dir() else 0}"
-    copied.mkdir(parents=True)
-    _link_all(folder, copied)
-    if graph is None:
-        _require_classifier(copied, given)
-        precision = "fp32"
-    else:
-        _link_graph(graph, copied)
-        precision = _check_graph(copied / MODEL_FILE, given)
-    manifest = replace(read_manifest(folder), precision="int8" if precision == "int8" else "fp32")
+    graph, copied = _graph(folder), _copy(folder, work)
+    with as_given({copied: given}):
+        if graph is None:
+            _require_classifier(copied, given)
+            precision: Precision = "fp32"
+        else:
+            _link_graph(graph, copied)
+            precision = _check_graph(copied / MODEL_FILE, given)
+    manifest = replace(read_manifest(folder), precision=precision)
     manifest.write(copied)
     return Opened(given, copied, manifest, precision, copied=True)
 
 
-def relabelled(opened: Opened, first: Opened) -> Opened:
-    """The model with its classes called as the first model calls them; InputError where they are other classes.
+@contextlib.contextmanager
+def as_given(named: Mapping[Path, str]) -> Iterator[None]:
+    """While open, an error calls each of these folders as the user did, not by the copy that stands for it."""
+    try:
+        yield
+    except CompressorError as error:
+        words = str(error)
+        for folder in sorted(named, key=lambda one: -len(str(one))):
+            words = words.replace(str(folder), named[folder])
+        error.args = (words,)
+        raise
 
-    Names that differ in case alone, or that are only LABEL_0 and so on, are taken for the first model's.
+
+def unnamed(opened: Opened) -> bool:
+    """Whether the model's classes have no names but LABEL_0 and so on."""
+    return all(name.startswith("LABEL_") for name in opened.manifest.labels)
+
+
+def label_giver(opened: Sequence[Opened]) -> Opened:
+    """The first model whose classes have names, wherever it stands; the first of all where none has."""
+    return next((one for one in opened if not unnamed(one)), opened[0])
+
+
+def relabelled(opened: Opened, giver: Opened, *, work: Path) -> Opened:
+    """The model with its classes called as another calls them; InputError where they are other classes.
+
+    Names that differ in case alone, or that are only LABEL_0 and so on, are taken for the other model's; a folder of
+    ours is then copied under `work`, with links to its weights.
     """
-    wanted, own = first.manifest.labels, opened.manifest.labels
+    wanted, own = giver.manifest.labels, opened.manifest.labels
     if wanted == own:
         return opened
-    unnamed = all(name.startswith("LABEL_") for name in own)
     alike = [name.casefold() for name in own] == [name.casefold() for name in wanted]
-    if len(own) != len(wanted) or not (alike or unnamed) or not opened.copied:
+    if len(own) != len(wanted) or not (alike or unnamed(opened)):
         raise InputError(
-            f"{opened.given} answers {', '.join(own)}, {first.given} answers {', '.join(wanted)}; give models that "
+            f"{opened.given} answers {', '.join(own)}, {giver.given} answers {', '.join(wanted)}; give models that "
             "know the same labels in the same order"
         )
+    folder, said = opened.folder, {}
+    if not opened.copied:
+        folder = _copy(opened.folder, work)
+        if (opened.folder / MODEL_FILE).is_file():
+            _link_graph(opened.folder / MODEL_FILE, folder)
+        said = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     manifest = replace(opened.manifest, labels=wanted)
-    manifest.write(opened.folder)
-    return replace(opened, manifest=manifest)
+    manifest.write(folder, extra=said)
+    return replace(opened, folder=folder, manifest=manifest, copied=True)
+
+
+def _copy(folder: Path, work: Path) -> Path:
+    """A new folder under `work` with everything of a model folder but its graph."""
+    copied = work / f"model-{len(list(work.iterdir())) if work.is_dir() else 0}"
+    copied.mkdir(parents=True)
+    _link_all(folder, copied)
+    return copied
 
 
 def find_model(given: str, *, base: Path | None = None, progress: Progress = silent) -> Path:
@@ -156,24 +191,16 @@ def _require_classifier(folder: Path, given: str) -> None:
         copy_tokenizer(folder, folder)
 
 
-def _check_graph(file: Path, given: str) -> str:
+def _check_graph(file: Path, given: str) -> Precision:
     """The precision of a graph; InputError where it is no classifier that is fed with tokens alone."""
-    import onnx
-
-    graph = onnx.load(str(file), load_external_data=False).graph
+    graph = open_graph(file, weights=False).graph
     known = {one.name for one in graph.initializer}
-    odd = [one.name for one in graph.input if one.name not in FEEDS | known]
-    if odd:
-        raise InputError(f"{given}: the graph takes {', '.join(odd)}, unknown here; export a text classifier")
-    outputs = [one.name for one in graph.output]
-    if "logits" not in outputs:
-        raise InputError(
-            f"{given}: the graph gives {', '.join(outputs)} and no logits; export it for text-classification"
-        )
+    feeds = [one.name for one in graph.input if one.name not in known]
+    require_classifier(feeds, [one.name for one in graph.output], where=given)
     return precision_of(graph)
 
 
-def precision_of(graph: Any) -> str:
+def precision_of(graph: Any) -> Precision:
     """int8 where a graph has integer operators, fp16 where its weights are halves, else fp32."""
     if INTEGER_OPERATORS & {node.op_type for node in graph.node}:
         return "int8"

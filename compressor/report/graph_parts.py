@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import InputError
+from compressor.model.graph_file import open_graph
 from compressor.runtime.onnx import Inputs
 from compressor.stage import Progress
 
@@ -29,6 +30,28 @@ INTEGERS = {6, 7}
 
 
 @dataclass(frozen=True)
+class Times:
+    """Milliseconds of one row in one part, over several passes through the rows."""
+
+    median: float = 0.0
+    """Mean over the rows of the median over passes."""
+    low: float = 0.0
+    """Mean over the rows in the fastest pass, never above the median."""
+    high: float = 0.0
+    """The same in the slowest pass, never below it."""
+
+
+def times_of(milliseconds: np.ndarray) -> Times:
+    """The times of a part from what each pass and row took, shape (passes, rows).
+
+    >>> times_of(np.array([[1.0, 3.0], [1.0, 5.0], [2.0, 4.0]]))
+    Times(median=2.5, low=2.0, high=3.0)
+    """
+    median, means = float(np.median(milliseconds, axis=0).mean()), milliseconds.mean(axis=1)
+    return Times(median, min(median, float(means.min())), max(median, float(means.max())))
+
+
+@dataclass(frozen=True)
 class GraphPart:
     """What one part of a graph holds and takes."""
 
@@ -36,8 +59,8 @@ class GraphPart:
     """Elements of its weights; scales and zero points are not counted."""
     bytes: int
     """Of all its constants."""
-    milliseconds: float
-    """Of one row: mean over the rows of the median over passes."""
+    times: Times
+    """Of one row."""
 
 
 def graph_parts(
@@ -62,7 +85,7 @@ def graph_parts(
         times = _times(profile, part_of, len(inputs), passes)
     held = {name: weights.get(name, (0, 0)) for name in dict.fromkeys(part_of.values())}
     order = [name for name in names if name in held] or [WHOLE]
-    return {name: GraphPart(*held[name], times.get(name, 0.0)) for name in order}
+    return {name: GraphPart(*held[name], times.get(name, Times())) for name in order}
 
 
 def _profiled(
@@ -93,10 +116,9 @@ def _profiled(
 
 def _assigned(file: Path, names: Sequence[str]) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
     """Operator's name to its part, and the parameters and bytes of the constants that each part is first to use."""
-    import onnx
     from onnx import numpy_helper
 
-    graph = onnx.load(str(file)).graph
+    graph = open_graph(file).graph
     norms = sum(node.op_type in NORMS for node in graph.node)
     known = norms == len(names) - 1
     constants = {one.name: one for one in graph.initializer}
@@ -115,8 +137,8 @@ def _assigned(file: Path, names: Sequence[str]) -> tuple[dict[str, str], dict[st
     return part_of, weights
 
 
-def _times(events: Sequence[Mapping[str, Any]], part_of: Mapping[str, str], rows: int, passes: int) -> dict[str, float]:
-    """Part to milliseconds of one row; the first pass is left out."""
+def _times(events: Sequence[Mapping[str, Any]], part_of: Mapping[str, str], rows: int, passes: int) -> dict[str, Times]:
+    """Part to the times of one row; the first pass is left out."""
     runs = sorted((event for event in events if event.get("name") == "model_run"), key=lambda event: int(event["ts"]))
     kernels = sorted(
         (event for event in events if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time")),
@@ -129,4 +151,4 @@ def _times(events: Sequence[Mapping[str, Any]], part_of: Mapping[str, str], rows
         place = int(np.searchsorted(starts, int(kernel["ts"]), side="right")) - 1
         if name is not None and 0 <= place < (passes + 1) * rows:
             taken[name][divmod(place, rows)] += int(kernel["dur"]) / 1e3
-    return {name: float(np.median(each[1:], axis=0).mean()) for name, each in taken.items()}
+    return {name: times_of(each[1:]) for name, each in taken.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,21 +14,22 @@ import numpy as np
 from compressor.data.encode import collate, open_encoder
 from compressor.data.rows import Text
 from compressor.device import usable_threads
+from compressor.model.graph_file import MODEL_FILE, model_file
 from compressor.model.manifest import LayerShape, Manifest, Shapes, read_manifest
-from compressor.report.graph_parts import NAMES, graph_parts
+from compressor.report.graph_parts import NAMES, Times, graph_parts, times_of
 from compressor.report.sentences import SENTENCES
-from compressor.report.table import lines, megabytes
+from compressor.report.table import WIDTH, lines, megabytes
 from compressor.runtime.onnx import Inputs
-from compressor.runtime.predictor import MODEL_FILE, find_engine
+from compressor.runtime.predictor import find_engine
 from compressor.stage import Progress, silent
 
 if TYPE_CHECKING:
     from torch import nn
 
 EMBEDDINGS, HEAD = NAMES
-HEADS = ("part", "heads", "neurons", "parameters", "MACs (M)", "MB", "ms a row", "share %")
+HEADS = ("part", "heads", "neurons", "parameters", "MACs (M)", "MB", "ms a row", "passes", "share %")
 PASSES = 5
-"""Timed passes over all rows; the median of them is taken for each row."""
+"""Timed passes over all rows; the median of them is taken for each row, the fastest and slowest are shown beside it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class PartRow:
     """Of its weights, as they lie in the model."""
     milliseconds: float
     """Of one row, mean over the rows of the median over passes."""
+    low_ms: float | None = None
+    """The same in the fastest pass over the rows, and in the slowest; None for all parts together."""
+    high_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,11 @@ class Inspection:
         )
         foot = (
             f"{self.rows} rows of {self.tokens} tokens in the mean, batch 1, {self.threads} "
-            f"thread{'s' if self.threads > 1 else ''}, timed part by part, which takes time itself"
+            f"thread{'s' if self.threads > 1 else ''}, timed part by part, which takes time itself; "
+            f"passes: the fastest and the slowest of {PASSES}"
         )
-        return "\n".join([head, "", shown[0], "-" * max(map(len, shown)), *shown[1:], "", foot]) + "\n"
+        below = textwrap.wrap(foot, WIDTH)
+        return "\n".join([head, "", shown[0], "-" * max(map(len, shown)), *shown[1:], "", *below]) + "\n"
 
     def total(self) -> PartRow:
         """All parts together."""
@@ -171,7 +178,7 @@ def _macs(name: str, shapes: Shapes, tokens: int) -> tuple[LayerShape | None, bo
     return layer, False, layer.ffn * neuron_macs(shapes.hidden, tokens=tokens)
 
 
-def _row(name: str, shapes: Shapes, tokens: int, parameters: int, size: int, milliseconds: float) -> PartRow:
+def _row(name: str, shapes: Shapes, tokens: int, parameters: int, size: int, times: Times) -> PartRow:
     layer, attention, macs = _macs(name, shapes, tokens)
     return PartRow(
         name=name,
@@ -180,7 +187,9 @@ def _row(name: str, shapes: Shapes, tokens: int, parameters: int, size: int, mil
         parameters=parameters,
         macs=macs if layer is not None else None,
         bytes=size,
-        milliseconds=milliseconds,
+        milliseconds=times.median,
+        low_ms=times.low,
+        high_ms=times.high,
     )
 
 
@@ -214,8 +223,8 @@ def _of_torch(
 
 def _hooked(
     ends: Sequence[tuple[str, nn.Module]], run: Callable[[int], object], rows: int, progress: Progress
-) -> dict[str, float]:
-    """Milliseconds of a row in each part, which ends where its module does; what is left goes to the classifier."""
+) -> dict[str, Times]:
+    """The times of a row in each part, which ends where its module does; what is left goes to the classifier."""
     marks: list[tuple[str, int]] = []
 
     def mark(name: str) -> Callable[..., None]:
@@ -240,7 +249,7 @@ def _hooked(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: float(np.median(each, axis=0).mean()) for name, each in taken.items()}
+    return {name: times_of(each) for name, each in taken.items()}
 
 
 def _owned(model: Any, through: Any) -> dict[str, list[Any]]:
@@ -268,10 +277,9 @@ def _of_graph(
 ) -> tuple[PartRow, ...]:
     """Parts of a model.onnx; one row `whole model` where its layer norms do not tell the layers apart."""
     names = part_names(len(shapes.layers))
-    found = graph_parts(folder / MODEL_FILE, names, inputs, threads=threads, passes=PASSES, progress=progress)
-    return tuple(
-        _row(name, shapes, tokens, part.parameters, part.bytes, part.milliseconds) for name, part in found.items()
-    )
+    file = model_file(folder) or folder / MODEL_FILE
+    found = graph_parts(file, names, inputs, threads=threads, passes=PASSES, progress=progress)
+    return tuple(_row(name, shapes, tokens, part.parameters, part.bytes, part.times) for name, part in found.items())
 
 
 def _cells(part: PartRow, whole: float) -> tuple[str, ...]:
@@ -283,5 +291,6 @@ def _cells(part: PartRow, whole: float) -> tuple[str, ...]:
         "" if part.macs is None else f"{part.macs / 1e6:.1f}",
         megabytes(part.bytes),
         f"{part.milliseconds:.3f}",
+        "" if part.low_ms is None or part.high_ms is None else f"{part.low_ms:.3f}-{part.high_ms:.3f}",
         f"{100 * part.milliseconds / whole:.1f}",
     )

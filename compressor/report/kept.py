@@ -23,7 +23,7 @@ GOLDEN_NAME = "golden.json"
 VERSIONS = ("onnxruntime", "tokenizers", "numpy")
 """Libraries that decide how a model's answers are rounded."""
 UNLABELLED = -1
-WRITTEN_LATER = ("verdict", "stage", "recipe", "version", "temperature", "files")
+WRITTEN_LATER = ("verdict", "stage", "recipe", "version", "temperature", "files", "engine", "digest_scheme")
 """Keys of compressor.json that are written after golden.json, so that it cannot tell whether they changed."""
 
 

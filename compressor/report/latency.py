@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from compressor.bench.isolation import Timing
 from compressor.bench.process import PLAIN, Work
 from compressor.bench.scenarios import Answered
 from compressor.bench.settings import Benchmark, Target
-from compressor.bench.statistics import median_interval, needs_samples, percentile
+from compressor.bench.statistics import median_interval, needs_samples, percentile, percentile_interval
 from compressor.device import usable_threads
 from compressor.report.model import LatencyRow, Scenario
-from compressor.report.workloads import skipped, too_long, works_asked
+from compressor.report.workloads import opens, runs, skipped, too_long, works_asked
+from compressor.runtime.choose import why_not
 
 
 def latency_rows(
@@ -43,8 +44,9 @@ def latency_rows(
         if timing is not None and timing.rounds_of(key):
             rows += _timed_rows(name, timing, key)
             rows += _refused(name, timing, key, folder, benchmark or Benchmark(), target)
-        elif target.engine == engine:
-            rows.append(_unmeasured(name, target.threads or usable_threads(), skipped(target) or untimed))
+        elif opens(target) == engine:
+            reason = skipped(target) or (None if runs(folder, target) else why_not(folder, target)) or untimed
+            rows.append(_unmeasured(name, target.threads or usable_threads(), reason))
     if not rows:
         name, target = next(iter(targets.items()))
         rows = [_unmeasured(name, target.threads or usable_threads(), untimed)]
@@ -90,23 +92,35 @@ def measured(
         batch=work.batch,
         length=work.length,
         end_to_end=work.end_to_end,
+        clock=work.clock,
         threads=timing.threads,
         status="measured",
         reason="; ".join(short) or None,
         p50_ms=percentile(samples, 0.5),
-        p90_ms=percentile(samples, 0.9),
-        p99_ms=percentile(samples, 0.99),
         samples=len(samples),
         p50_low_ms=spread.low,
         p50_high_ms=spread.high,
         start_seconds=timing.start_seconds.get(key),
+        **tail(samples),
     )
+
+
+def tail(nanoseconds: Sequence[int]) -> dict[str, float | None]:
+    """The fields of a latency row for p90, p95 and p99 with their ends; None where samples are too few."""
+    found: dict[str, float | None] = {}
+    for per_cent in (90, 95, 99):
+        ends = percentile_interval(nanoseconds, per_cent / 100)
+        found[f"p{per_cent}_ms"] = None if ends is None else ends.value
+        found[f"p{per_cent}_low_ms"] = None if ends is None else ends.low
+        found[f"p{per_cent}_high_ms"] = None if ends is None else ends.high
+    return found
 
 
 def _scenario_row(target: str, answered: Answered) -> LatencyRow:
     """The row of scenario offline or arrivals, with what else was tried."""
     nanoseconds = [round(1e6 * milliseconds) for milliseconds in answered.milliseconds]
     unit = "rows/s" if answered.scenario == "offline" else "ms p99"
+    median = percentile_interval(nanoseconds, 0.5)
     tried = ", ".join(f"{what}: {value:.4g} {unit}" for what, value in answered.tried)
     return LatencyRow(
         target=target,
@@ -120,10 +134,11 @@ def _scenario_row(target: str, answered: Answered) -> LatencyRow:
         reason="; ".join(part for part in (answered.reason, f"tried {tried}" if tried else None) if part) or None,
         rows_per_second=answered.rows_per_second,
         samples=answered.samples,
-        p50_ms=percentile(nanoseconds, 0.5),
-        p90_ms=percentile(nanoseconds, 0.9),
-        p99_ms=percentile(nanoseconds, 0.99),
+        p50_ms=None if median is None else median.value,
+        p50_low_ms=None if median is None else median.low,
+        p50_high_ms=None if median is None else median.high,
         limit_ms=answered.limit_ms,
+        **tail(nanoseconds),
     )
 
 
@@ -136,6 +151,7 @@ def _unmeasured(
         batch=work.batch,
         length=work.length,
         end_to_end=work.end_to_end,
+        clock=work.clock,
         threads=threads,
         status="not measured",
         reason=reason,

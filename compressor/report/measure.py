@@ -11,13 +11,17 @@ from typing import Any
 
 from compressor.bench.isolation import Timing
 from compressor.bench.machine import fingerprint
-from compressor.bench.settings import Benchmark, Target
+from compressor.bench.settings import BASELINES, BaselineName, Benchmark, Target
+from compressor.bench.statistics import LOOKS
 from compressor.data.rows import DataSets
 from compressor.data.settings import Data
+from compressor.device import training_device
 from compressor.errors import InputError
 from compressor.evaluate.settings import Budget
+from compressor.model.graph_file import model_file
 from compressor.model.manifest import read_manifest
 from compressor.report.assemble import Scored, Told, assemble
+from compressor.report.baselines import Held, make_baselines
 from compressor.report.compare import open_rows, require_labels, scored_rows
 from compressor.report.depth import in_depth
 from compressor.report.disagreements import disagreements, write_disagreements
@@ -32,10 +36,12 @@ def measure(
     data: DataSets | Data | Mapping[str, Any],
     budget: Budget | Mapping[str, Any] | None = None,
     rounds: int | None = None,
+    looks: int = 1,
     benchmark: Benchmark | Mapping[str, Any] | None = None,
     threads: int | None = None,
     timing: bool = True,
     changed: bool = True,
+    baselines: Sequence[BaselineName] = (),
     name: str = "measure",
     base: Path | None = None,
     seed: int = 17,
@@ -49,10 +55,14 @@ def measure(
         data: rows; where it has no test rows, select is used and the report says so.
         budget: limits for the last folder; `vs: teacher` is the first.
         rounds: slots each model gets in the timing, 3 or more; what `benchmark` says, or 15, unless given.
+        looks: 1 to 3; how many such lots of rounds are timed at most, while a model is neither faster, slower nor the
+            same; verdicts then allow for the looks taken.
         benchmark: what is timed beside single rows: grid, scenarios, price; targets and baselines are a recipe's.
         threads: of each timed model; None takes all that this process may use.
         timing: False leaves latency out.
         changed: False leaves out what small changes of the texts do.
+        baselines: names of simple models (tfidf, static, small) made of the train rows of `data`, beside which the last
+            folder is held; static and small are made of the first folder's torch weights.
         name: of the report.
         base: folder that relative paths in `data` start from.
         seed: draws the rows that are timed.
@@ -61,9 +71,12 @@ def measure(
     Raises: InputError for folders, rows or a budget that cannot be used, StageError where a timed process fails.
     """
     named = _named(folders)
+    if looks not in LOOKS:
+        raise InputError(f"looks must be 1 to {max(LOOKS)} lots of rounds (got {looks})")
     limits = None if budget is None else settings_of(Budget, budget, "budget")
     rows = open_rows(data, next(iter(named.values())), base=base)
     texts, references, on_test = scored_rows(rows)
+    _check_baselines(baselines, rows)
     targets = {"cpu": Target(threads=threads)}
     settings = _timed_as(benchmark, rounds)
     timings: dict[str, Timing] | str = "timing was switched off"
@@ -74,7 +87,14 @@ def measure(
         first = scored[0].name
         if timing:
             timings = time_subjects(
-                scored, texts, benchmark=settings, targets=targets, reference=first, seed=seed, progress=progress
+                scored,
+                texts,
+                benchmark=settings,
+                targets=targets,
+                reference=first,
+                seed=seed,
+                looks=looks,
+                progress=progress,
             )
         report = assemble(
             Told(name=name, task=rows.task.model_dump(mode="json"), data=row_counts(rows), machine=machine),
@@ -97,6 +117,28 @@ def measure(
             seed=seed,
             progress=progress,
         )
+        if baselines:
+            held = Held(
+                texts=texts,
+                references=references,
+                logits={one.name: one.logits for one in scored if one.logits is not None},
+                deployed=scored[-1].name,
+                teacher=first,
+                budget=limits,
+            )
+            made = make_baselines(
+                baselines,
+                rows,
+                next(iter(named.values())),
+                held,
+                work=Path(work) / "baselines",
+                threads=threads,
+                device=training_device(),
+                seed=seed,
+                timing=timing,
+                progress=progress,
+            )
+            report = report.model_copy(update={"baselines": made.made, "doubts": (*report.doubts, *made.doubts)})
         apart = worst_apart(scored, first, scored[-1].name, rows)
     if out is not None:
         write_report(report, out, timings, apart)
@@ -107,8 +149,20 @@ def _timed_as(benchmark: Benchmark | Mapping[str, Any] | None, rounds: int | Non
     """What is timed, on the one target that `measure` has; InputError for what only a recipe may say."""
     settings = settings_of(Benchmark, benchmark or {}, "benchmark")
     for key in sorted({"targets", "baselines"} & settings.model_fields_set):
-        raise InputError(f"benchmark.{key} is for recipes: measure times onnxruntime on the CPU and makes no baselines")
+        advice = "give baselines=[...] beside it" if key == "baselines" else "measure times onnxruntime on the CPU"
+        raise InputError(f"benchmark.{key} is for recipes: {advice}")
     return settings if rounds is None else settings.model_copy(update={"rounds": rounds})
+
+
+def _check_baselines(names: Sequence[str], rows: DataSets) -> None:
+    """InputError for a baseline that there is not, or no labelled rows to make one of."""
+    odd = [one for one in names if one not in BASELINES]
+    if odd:
+        raise InputError(f"no baseline {odd[0]!r}; there are {', '.join(BASELINES)}")
+    if names and not any(one is not None for one in rows.train.labels):
+        raise InputError(
+            "baselines learn from labelled train rows and there are none; give data.train, or no baselines"
+        )
 
 
 def row_counts(rows: DataSets) -> dict[str, Any]:
@@ -197,7 +251,7 @@ def _subject(name: str, folder: Path, work: Path, rows: DataSets, progress: Prog
     manifest = read_manifest(folder)
     require_labels(folder, manifest.labels, rows)
     place = folder
-    if not (folder / "model.onnx").is_file():
+    if model_file(folder) is None:
         from compressor.export.exporter import Exporter
 
         place = Path(Exporter(folder, data=rows, progress=progress).export(work / str(len(list(work.iterdir())))))

@@ -68,6 +68,8 @@ class LatencyRow(Part):
     """`data`: own lengths, padded to the batch's longest; `padded`: to the longest row timed; or a number."""
     end_to_end: bool = False
     """Whether tokenizing counts."""
+    clock: Literal["wall", "event"] = "wall"
+    """`event`: between two marks in a GPU's own queue, without the wait of the program for it."""
     threads: int
     status: Literal["measured", "not measured"]
     reason: str | None = None
@@ -78,6 +80,15 @@ class LatencyRow(Part):
     p50_high_ms: float | None = None
     p99_ms: float | None = None
     """Shown from 1,000 samples on."""
+    p95_ms: float | None = None
+    """Shown from 200 samples on, p90 from 100, p50 from 20."""
+    p90_low_ms: float | None = None
+    p90_high_ms: float | None = None
+    """Between two of the samples (order statistics, 95 %), as those of p95 and p99; those of p50 count whole rounds."""
+    p95_low_ms: float | None = None
+    p95_high_ms: float | None = None
+    p99_low_ms: float | None = None
+    p99_high_ms: float | None = None
     start_seconds: float | None = None
     rows_per_second: float | None = None
     """Of scenario offline; the highest rate of arrivals whose p99 kept the limit; else None."""

@@ -14,6 +14,7 @@ from compressor.bench.resources import Taken
 from compressor.data.encode import open_encoder
 from compressor.data.rows import Text
 from compressor.errors import InputError
+from compressor.model.graph_file import MODEL_FILE, model_file, open_graph
 from compressor.model.manifest import read_manifest
 from compressor.report.model import Resources
 from compressor.report.subjects import Subject, count_parameters
@@ -106,7 +107,7 @@ def parameters_without_embeddings(subject: Subject) -> int:
     """
     every = count_parameters(subject) if subject.parameters is None else subject.parameters
     if subject.engine == "onnxruntime":
-        return every - embedding_elements(subject.folder / "model.onnx")
+        return every - embedding_elements(model_file(subject.folder) or subject.folder / MODEL_FILE)
     from compressor.model.encoders import load_model
     from compressor.model.footprint import parameters_without_embeddings as without
 
@@ -115,9 +116,7 @@ def parameters_without_embeddings(subject: Subject) -> int:
 
 def embedding_elements(model: Path) -> int:
     """Elements of the tables that the graph looks rows up in, each counted once, also where they are quantized."""
-    import onnx
-
-    graph = onnx.load(str(model), load_external_data=False).graph
+    graph = open_graph(model, weights=False).graph
     sizes = {one.name: int(np.prod(one.dims)) for one in graph.initializer if len(one.dims) == 2}
     made_from = {
         output: node.input[0]

@@ -20,7 +20,8 @@ from compressor.data.split import is_empty
 from compressor.errors import InputError
 from compressor.evaluate.calibration import confidence, expected_accuracy
 from compressor.evaluate.fidelity import divergence, mean_interval
-from compressor.evaluate.paired import agreement, wilson
+from compressor.evaluate.paired import agreement
+from compressor.evaluate.proportions import wilson
 from compressor.model.manifest import MANIFEST_NAME
 from compressor.stage import Progress, settings_of, silent
 
@@ -53,7 +54,7 @@ class UnlabelledScore:
     kl: Interval
     """Mean KL divergence of the model's probabilities from the teacher's, in nats a row."""
     expected_accuracy: Interval
-    """What the model's own confidence foretells."""
+    """What the model's own confidence foretells: its mean, with the interval of that mean alone (`calibration`)."""
     temperature: float | None
     """What divided the logits, from the model's compressor.json; None where it holds none."""
     answered: dict[str, dict[str, int]]
@@ -64,9 +65,16 @@ class UnlabelledScore:
     """The second file beside this one; None where none was given."""
     doubts: tuple[str, ...] = ()
 
+    @property
+    def calibration(self) -> str:
+        """What the interval of the expected accuracy leaves out, in words."""
+        if self.temperature is None:
+            return "uncalibrated: the interval is that of the mean confidence, and accuracy may lie outside it"
+        return f"at temperature {self.temperature:.2f}; the interval leaves out how well that fits these rows"
+
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON's types."""
-        return asdict(self)
+        return {**asdict(self), "calibrated": self.temperature is not None, "calibration": self.calibration}
 
     def sentences(self) -> tuple[str, ...]:
         """What was found, a line each, doubts last."""
@@ -74,8 +82,7 @@ class UnlabelledScore:
             f"{self.rows:,} rows of {self.file}, {self.model} beside {self.against}",
             f"agreement {_shown(self.agreement)}",
             f"KL from the teacher {self.kl.value:.3f} nats a row ({self.kl.low:.3f} to {self.kl.high:.3f})",
-            f"expected accuracy {_shown(self.expected_accuracy)}, "
-            + ("not calibrated" if self.temperature is None else f"at temperature {self.temperature:.2f}"),
+            f"expected accuracy {_shown(self.expected_accuracy)}, {self.calibration}",
         ]
         if self.drift is not None:
             found += _drift_sentences(self.drift)

@@ -16,8 +16,9 @@ from compressor.bench.isolation import Timing
 from compressor.bench.settings import Benchmark, Target
 from compressor.data.rows import Text
 from compressor.errors import CompressorError, InputError
+from compressor.model.graph_file import MODEL_FILE, model_file, open_graph
 from compressor.model.manifest import read_manifest
-from compressor.report.workloads import Desk, check_targets, skipped
+from compressor.report.workloads import Desk, check_targets, opens, runs, skipped
 from compressor.stage import Progress, silent
 
 ROWS_TIMED = 64
@@ -97,7 +98,7 @@ def count_parameters(subject: Subject) -> int:
         return sum(_count_in_header(path) for path in subject.files())
     import onnx
 
-    graph = onnx.load(str(subject.folder / "model.onnx"), load_external_data=False).graph
+    graph = open_graph(model_file(subject.folder) or subject.folder / MODEL_FILE, weights=False).graph
     integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
     learned = [one for one in graph.initializer if one.data_type not in integers]
     learned = [one for one in learned if not one.name.endswith(("_scale", "_zero_point"))]
@@ -147,13 +148,15 @@ def time_subjects(
     targets: Mapping[str, Target],
     reference: str = "teacher",
     seed: int = 17,
+    looks: int = 1,
     progress: Progress = silent,
 ) -> dict[str, Timing]:
     """Raw timings by target: every subject on the target's engine, and the reference twice where ratios are taken.
 
     Each runs in a fresh pinned process while this one waits. Subjects that share a file are timed once, those that say
     why they are not timed never; a target that this machine lacks (workloads.skipped) is left out. Ratios are taken,
-    and scenarios run, at the first target of onnxruntime, else at the first.
+    and scenarios run, at the first target of onnxruntime, else at the first. There, `looks` (1 to 3) lots of rounds are
+    timed at most, the further ones while a subject is neither faster, slower nor the same.
     Raises StageError when a process fails, InputError for a target that is not in `targets`.
     """
     benchmark = benchmark or Benchmark()
@@ -169,10 +172,12 @@ def time_subjects(
         for name in here:
             target = targets[name]
             timed = [one for one in subjects if one.untimed is None and one.key not in same]
-            named = {one.key: one for one in timed if one.engine == target.engine}
+            named = {one.key: one for one in timed if one.engine == opens(target) and runs(one.folder, target)}
             if not named:
                 continue
             again = {key + CONTROL: one for key, one in named.items() if one.name == reference and name == first}
-            desk = Desk(named | again, next(iter(again), None), rows, len(drawn), target, benchmark, seed, progress)
+            desk = Desk(
+                named | again, next(iter(again), None), rows, len(drawn), target, benchmark, seed, progress, looks
+            )
             found[name] = desk.time(scenarios=name == first)
     return found

@@ -17,7 +17,7 @@ from compressor.errors import CompressorError, InputError
 from compressor.evaluate.metrics import score
 from compressor.export.parity import TOLERANCE, compare
 from compressor.model.digest import model_digest
-from compressor.model.manifest import MANIFEST_NAME, read_manifest
+from compressor.model.manifest import DIGEST_SCHEME, MANIFEST_NAME, read_manifest
 from compressor.report.compare import scored_rows
 from compressor.report.kept import (
     GOLDEN_NAME,
@@ -49,31 +49,62 @@ NOISY = 1.5
 """A time that may be half as long again as it was proves nothing."""
 
 
+COMPARED = ("final", "files of final", "golden answers", "score")
+"""Subjects by which the deployed model itself is held against what was recorded of it."""
+
+State = Literal["ok", "fail", "another version", "not checked"]
+"""`another version`: what another version of this program recorded cannot be held against the files; neither right nor
+wrong is shown."""
+Outcome = Literal["pass", "fail", "another version", "nothing compared"]
+
+
 @dataclass(frozen=True)
 class Check:
     """One thing that was looked at."""
 
-    state: Literal["ok", "fail", "not checked"]
+    state: State
     subject: str
     words: str
 
 
 @dataclass(frozen=True)
 class Verification:
-    """All that was looked at; `passed` where nothing failed."""
+    """All that was looked at."""
 
     path: str
     checks: tuple[Check, ...]
 
     @property
-    def passed(self) -> bool:
-        """True where no check failed and one at least was made."""
+    def outcome(self) -> Outcome:
+        """`pass` needs that nothing failed and that the deployed model was compared with a record one time at least."""
         states = [check.state for check in self.checks]
-        return "fail" not in states and "ok" in states
+        if "fail" in states:
+            return "fail"
+        if any(check.state == "ok" for check in self.checks if check.subject in COMPARED):
+            return "pass"
+        return "another version" if "another version" in states else "nothing compared"
+
+    @property
+    def passed(self) -> bool:
+        """True where the outcome is `pass`."""
+        return self.outcome == "pass"
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON's types."""
-        return {"path": self.path, "passed": self.passed, "checks": [asdict(check) for check in self.checks]}
+        checks = [asdict(check) for check in self.checks]
+        return {"path": self.path, "passed": self.passed, "outcome": self.outcome, "checks": checks}
+
+    def sentence(self) -> str:
+        """The outcome in words, with what to do where it is no pass."""
+        if self.outcome == "pass":
+            return f"{self.path} is what was recorded"
+        if self.outcome == "fail":
+            failed = ", ".join(check.subject for check in self.checks if check.state == "fail")
+            return f"{self.path} is not what was recorded: {failed}"
+        if self.outcome == "another version":
+            version = "verify it with the version that made it, or run the recipe again"
+            return f"{self.path} was recorded by another version of this program and nothing else is kept; {version}"
+        return f"{self.path} keeps nothing that the deployed model could be compared with; run the recipe again"
 
 
 def verify(
@@ -122,14 +153,14 @@ def _stages(root: Path, progress: Progress) -> Iterator[Check]:
             continue
         progress("hash stages", number, len(folders))
         recorded = _json(folder / "stage.json").get("model")
-        yield _hashed(f"stages/{folder.name}", recorded, model_digest(folder / "model"), "stage.json")
+        yield _hashed(f"stages/{folder.name}", recorded, folder / "model", "stage.json")
     progress("hash stages", len(folders), len(folders))
 
 
 def _final(root: Path | None, final: Path) -> Iterator[Check]:
     """The deployed model against the run's record, and each of its files against its own."""
     if root is not None:
-        yield _hashed("final", _json(root / "report" / "key.json").get("final"), model_digest(final), "report/key.json")
+        yield _hashed("final", _json(root / "report" / "key.json").get("final"), final, "report/key.json")
     recorded = _json(final / MANIFEST_NAME).get("files")
     if not isinstance(recorded, dict):
         yield Check("not checked", "files of final", f"{MANIFEST_NAME} records no hashes of files")
@@ -142,16 +173,18 @@ def _final(root: Path | None, final: Path) -> Iterator[Check]:
     yield Check("fail" if wrong else "ok", "files of final", "; ".join([words, *more]))
 
 
-def _hashed(subject: str, recorded: object, found: str, where: str) -> Check:
+def _hashed(subject: str, recorded: object, folder: Path, where: str) -> Check:
+    """A folder's digest against the recorded one; where they differ, the scheme tells a change from another version."""
     if not recorded:
         return Check("not checked", subject, f"{where} records no digest")
-    if recorded != found:
-        return Check(
-            "fail",
-            subject,
-            f"digest {found[:12]}, {where} has {str(recorded)[:12]}: model files changed, or another version wrote it",
-        )
-    return Check("ok", subject, f"digest {found[:12]} as in {where}")
+    found, scheme = model_digest(folder), _json(folder / MANIFEST_NAME).get("digest_scheme")
+    if recorded == found:
+        return Check("ok", subject, f"digest {found[:12]} as in {where}")
+    if (folder / MANIFEST_NAME).is_file() and scheme != DIGEST_SCHEME:
+        by = "no digest scheme" if scheme is None else f"digest scheme {scheme}"
+        words = f"another version wrote it ({MANIFEST_NAME} names {by}, this one has {DIGEST_SCHEME}): not compared"
+        return Check("another version", subject, words)
+    return Check("fail", subject, f"digest {found[:12]}, {where} has {str(recorded)[:12]}: model files changed")
 
 
 def _reloaded(final: Path) -> Check:

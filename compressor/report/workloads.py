@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from compressor.bench.isolation import Timing, time_in_turn
+from compressor.bench.isolation import Slot, Timing, time_in_turn
 from compressor.bench.process import PLAIN, Command, Work
 from compressor.bench.scenarios import Answered, arrivals, offline
 from compressor.bench.settings import Benchmark, Target
-from compressor.device import training_device, usable_threads
+from compressor.bench.statistics import LOOKS, p50_by_round, ratio_interval, speed_verdict
+from compressor.device import usable_threads
 from compressor.errors import InputError, StageError
 from compressor.model.manifest import read_manifest
 from compressor.stage import Progress
@@ -38,6 +39,8 @@ class Desk:
     benchmark: Benchmark
     seed: int
     progress: Progress
+    looks: int = 1
+    """How often at most a whole lot of rounds is timed, while a verdict on a subject is undecided."""
 
     @property
     def threads(self) -> int:
@@ -48,8 +51,14 @@ class Desk:
         """What starts a subject with so many threads."""
         from compressor.runtime.timed import timed_command
 
-        one, device = self.subjects[name], self.target.device
-        line = timed_command(one.folder, engine=one.engine, threads=threads, rows=self.rows_file, device=device)
+        line = timed_command(
+            self.subjects[name].folder,
+            engine=self.target.engine,
+            threads=threads,
+            rows=self.rows_file,
+            device=self.target.device,
+            precision=self.target.precision,
+        )
         return Command(name, tuple(line), environment(threads))
 
     def time(self, *, scenarios: bool) -> Timing:
@@ -63,6 +72,8 @@ class Desk:
             threads=self.threads,
             more=self.further_work(),
             empty=Command("nothing", tuple(empty_command(self.target.engine)), environment(self.threads)),
+            looks=1 if self.twin is None else self.looks,
+            undecided=self.undecided,
             progress=self.progress,
         )
         asked = set(self.benchmark.scenarios) - {"single stream"}
@@ -70,6 +81,23 @@ class Desk:
             return timing
         one_core, failed = self._one_core() if "one core" in asked else (None, [])
         return replace(timing, one_core=one_core, answered=(*failed, *self._answered(timing)))
+
+    def undecided(self, slots: Sequence[Slot]) -> bool:
+        """Whether these slots leave open of a subject if it is faster or slower than the reference."""
+        if self.twin is None:
+            return False
+        reference = next(name for name in self.names if self.subjects[name] is self.subjects[self.twin])
+        medians = {
+            name: p50_by_round({slot.round: slot.nanoseconds for slot in slots if slot.subject == name})
+            for name in self.subjects
+        }
+        ratios = {
+            name: ratio_interval(one, medians[reference], confidence=LOOKS[self.looks])
+            for name, one in medians.items()
+            if name != reference
+        }
+        noise = ratios.pop(self.twin)
+        return any(speed_verdict(ratio, noise) == "undecided" for ratio in ratios.values())
 
     @property
     def names(self) -> list[str]:
@@ -146,15 +174,24 @@ class Desk:
 
 
 def works_asked(benchmark: Benchmark, target: Target) -> tuple[Work, ...]:
-    """Work beside the plain one: with tokenizing (on the processor alone), and the grid.
+    """Work beside the plain one: with tokenizing (on the processor alone), what the target is for, and the grid.
+
+    On a GPU each is done once more by the device's own clock.
 
     >>> works_asked(Benchmark(), Target())
     (Work(batch=1, length='data', end_to_end=True),)
     """
     whole = [Work(end_to_end=True)] if benchmark.end_to_end and target.device == "cpu" else []
     grid = benchmark.grid
-    sizes = [] if grid is None else [Work(batch, length) for batch in grid.batch for length in grid.length]
-    return tuple(dict.fromkeys(work for work in whole + sizes if work != PLAIN))
+    sizes = [] if target.workload is None else [Work(target.workload.batch, target.workload.length)]
+    sizes += [] if grid is None else [Work(batch, length) for batch in grid.batch for length in grid.length]
+    marked = [replace(work, clock="event") for work in (PLAIN, *sizes)] if target.device == "gpu" else []
+    return tuple(dict.fromkeys(work for work in whole + sizes + marked if work != PLAIN))
+
+
+def opens(target: Target) -> str:
+    """The engine of the subjects that are timed at a target: torch weights, or an ONNX file that others read, too."""
+    return "torch" if target.engine == "torch" else "onnxruntime"
 
 
 def in_short(error: StageError) -> str:
@@ -176,9 +213,17 @@ def too_long(folder: Path, work: Work) -> str | None:
 
 def skipped(target: Target) -> str | None:
     """Why nothing is timed at a target here; None where it can be."""
-    if target.device == "gpu" and training_device() != "gpu":
-        return "this machine has no NVIDIA device that the installed torch can use"
-    return None
+    from compressor.runtime.choose import not_here
+
+    return not_here(target)
+
+
+def runs(folder: Path, target: Target) -> bool:
+    """Whether the model in the folder can run at a target; asked of engines that read not every file alone."""
+    from compressor.runtime.choose import why_not
+
+    always = target.engine == "torch" or (target.device, target.engine) == ("cpu", "onnxruntime")
+    return always or why_not(folder, target) is None
 
 
 def check_targets(benchmark: Benchmark, targets: Mapping[str, Target]) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 from compressor.data.rows import DataSets
 from compressor.errors import InputError
 from compressor.model.digest import model_digest
+from compressor.quantize.settings import Isa, RunsOn
 from compressor.recipe.recipe import Recipe
 from compressor.runner.directory import RunDirectory
 from compressor.runner.keys import digest, key_parts
 from compressor.sources.digest import file_digest
 from compressor.stage import Gate, ScoreLimit, Stage
+from compressor.stages.quantize import Quantize
 from compressor.stages.teacher import Teacher
 
 TEACHER = "teacher"
@@ -29,8 +31,18 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     gate = Gate.model_validate(wanted.expect) if wanted.expect else None
     made: list[Stage] = [Teacher(id=TEACHER, model=wanted.model, finetune=wanted.finetune, gate=gate)]
     for stage in recipe.stages:
-        made.append(stage.filled(made))
+        filled = stage.filled(made)
+        made.append(filled.for_target(*_runs_on(recipe)) if isinstance(filled, Quantize) else filled)
     return tuple(made)
+
+
+def _runs_on(recipe: Recipe) -> tuple[Isa | None, RunsOn]:
+    """The processor's instructions and what will run the model, from the benchmark's targets: a CPU where one is."""
+    named = [recipe.targets[name] for name in recipe.benchmark.targets]
+    cpu = next((target for target in named if target.device == "cpu"), None)
+    if cpu is not None:
+        return cpu.isa, "cpu"
+    return None, "tensorrt" if any(target.engine == "tensorrt" for target in named) else "cuda"
 
 
 def reads_of(stage: Stage, before: str | None) -> dict[str, str]:

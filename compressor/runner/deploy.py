@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.data.rows import DataSets
 from compressor.model.digest import model_digest
+from compressor.model.manifest import DIGEST_SCHEME, ENGINE_KEY
 from compressor.runner.chain import Chain
 from compressor.runner.directory import read_json, write_json
+from compressor.runner.laid_out import lay_out
 from compressor.runner.scoring import onnx_folder
 from compressor.stage import silent
 
@@ -35,6 +37,8 @@ class Made:
     """With their answers on the scored rows."""
     apart: list[dict[str, Any]]
     """The rows on which the best candidate answers otherwise than the teacher."""
+    engine: str | None = None
+    """The engine that was measured to be the fastest for it on the CPU; None where no target asked for that."""
 
 
 def write_report_and_final(chain: Chain, made: Made, best: str, key: str) -> None:
@@ -53,12 +57,21 @@ def write_report_and_final(chain: Chain, made: Made, best: str, key: str) -> Non
     partial = directory.root / "final.partial"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
+    lay_out(chain, partial, best)
     manifest = read_json(partial / "compressor.json")
     card = model_card(made.report, best=best, base_model=_hub_id(chain), labels=tuple(data.labels))
     (partial / "README.md").write_text(card, encoding="utf-8")
     write_golden(partial)
-    verdict = {"verdict": made.report.verdict, "stage": best, "recipe": chain.recipe.name, "version": version()}
-    known = _temperature(made.report, best, len(data.select))
+    verdict = {
+        "digest_scheme": DIGEST_SCHEME,
+        "verdict": made.report.verdict,
+        "stage": best,
+        "recipe": chain.recipe.name,
+        "version": version(),
+    }
+    known: dict[str, Any] = {**_temperature(made.report, best, len(data.select))}
+    if made.engine is not None:
+        known[ENGINE_KEY] = made.engine
     write_json(partial / "compressor.json", {**manifest, **verdict, **known, "files": file_hashes(partial)})
     shutil.rmtree(directory.final, ignore_errors=True)
     os.replace(partial, directory.final)

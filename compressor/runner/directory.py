@@ -136,7 +136,7 @@ class RunDirectory:
         if same:
             attempts = int(earlier["attempts"])
             seconds = float(earlier["seconds"]) + _seconds_at_work(folder, earlier)
-        if folder.exists() and not (same and stage.trains):
+        if folder.exists() and not (same and stage.resumes()):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for stale in ("model", "onnx", "model.partial", "candidate-*"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.bench.settings import Target
 from compressor.device import machine_id
 from compressor.errors import GateError, UndecidedError
 from compressor.model.digest import model_digest
@@ -22,6 +23,7 @@ from compressor.stage import Progress
 if TYPE_CHECKING:
     from compressor.report.model import Report
     from compressor.report.subjects import Subject
+    from compressor.runtime.choose import EngineChoice
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,14 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
         subjects += _torch_subjects(chain, ids)
         subjects = list(score_subjects(subjects, rows.texts, threads=chain.threads, progress=progress))
     timings: Mapping[str, Any] | str = "a smoke run claims no time"
+    targets, choices = dict(recipe.targets), dict[str, Any]()
     if not chain.smoke:
+        targets, choices = _engines(chain, subjects, best, rows.texts, progress)
         timings = time_subjects(
             subjects,
             rows.texts,
             benchmark=recipe.benchmark,
-            targets=recipe.targets,
+            targets=targets,
             seed=recipe.seed,
             progress=progress,
         )
@@ -163,7 +167,13 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
         notes=data.notes + _notes(chain),
         pruning=tuple(found for stage_id in kept if (found := _pruning(chain, stage_id)) is not None),
         curves=_curves(chain, kept),
-        decisions=tuple(line for stage_id in kept for line in distilling(chain.directory.stage(stage_id))),
+        decisions=(
+            *(line for stage_id in kept for line in distilling(chain.directory.stage(stage_id))),
+            *(
+                {"stage": best, "kind": "engine", "chosen": one.engine, "because": one.because}
+                for one in choices.values()
+            ),
+        ),
     )
     held = recipe.budget if recipe.budget.scores or recipe.budget.latency or recipe.budget.size else None
     report = assemble(
@@ -171,7 +181,7 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
         subjects,
         Scored(rows.labels, data.labels, part == "test", rows.texts),
         timings=timings,
-        targets=recipe.targets,
+        targets=targets,
         benchmark=recipe.benchmark,
         budget=held,
         best=best,
@@ -190,7 +200,25 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
     report = with_baselines(report, chain, subjects, best, budget=held, progress=progress)
     again = {"command": f"compress {chain.directory.root / 'recipe.resolved.yaml'}", "seed": recipe.seed}
     report = report.model_copy(update={"reproduce": {**again, "versions": library_versions()}})
-    return Made(report, timings, tuple(subjects), worst_apart(subjects, "teacher", best, data))
+    engine = next((one.engine for name, one in choices.items() if targets[name].device == "cpu"), None)
+    return Made(report, timings, tuple(subjects), worst_apart(subjects, "teacher", best, data), engine)
+
+
+def _engines(
+    chain: Chain, subjects: Sequence[Subject], best: str, texts: Sequence[Any], progress: Progress
+) -> tuple[dict[str, Target], dict[str, EngineChoice]]:
+    """The targets with the engine of each, and for `fastest`, measured on the deployed model, the choice."""
+    from compressor.report.subjects import draw_texts
+    from compressor.report.workloads import skipped
+    from compressor.runtime.choose import at_target
+
+    recipe, targets, choices = chain.recipe, dict(chain.recipe.targets), dict[str, Any]()
+    folder = next(one.folder for one in subjects if (one.name, one.engine) == (best, "onnxruntime"))
+    for name in recipe.benchmark.targets:
+        if targets[name].engine == "fastest" and skipped(targets[name]) is None:
+            drawn = draw_texts(texts, seed=recipe.seed)
+            targets[name], choices[name] = at_target(targets[name], folder, drawn, progress=progress)
+    return targets, choices
 
 
 def _select_answers(chain: Chain, ids: list[str], progress: Progress) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from compressor.runner.prepare import Prepared, check_rows, prepare
 from compressor.runner.scoring import answers, class_ids, gate_judge, gate_outcome
 from compressor.runner.shapes import check_maps, known_shapes
 from compressor.stage import Decision, Job, Outcome, Progress, Stage, silent
+from compressor.stages.quantize import Quantize
 
 COLUMNS = 100
 """Width of the lines that the user is told."""
@@ -268,6 +269,7 @@ class _Making:
 def checkpoint_steps(stage: Stage) -> int | None:
     """Steps between the checkpoints of a stage that trains, the most of any phase; else None."""
     parts = [getattr(stage, name, None) for name in ("recover", "finetune")]
+    parts += [stage.qat] if isinstance(stage, Quantize) and "qat" in stage.try_ else []
     parts = [*(getattr(stage, "phases", None) or [stage]), *parts]
     trains = [train for part in parts if (train := getattr(part, "train", None)) is not None]
     return max((train.checkpoint for train in trains), default=None)

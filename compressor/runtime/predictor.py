@@ -2,61 +2,115 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from compressor.data.encode import Encoded, collate, open_encoder
 from compressor.errors import InputError
-from compressor.model.manifest import MANIFEST_NAME, Manifest, read_manifest
-from compressor.runtime.onnx import Inputs, Logits, OnnxEngine
+from compressor.model.graph_file import MODEL_FILE as MODEL_FILE
+from compressor.model.graph_file import model_file
+from compressor.model.manifest import MANIFEST_NAME, Manifest, read_manifest, recorded_engine
+from compressor.runtime.engine import (
+    TENSORRT_FILE,
+    Cast,
+    DeviceName,
+    Engine,
+    EngineName,
+    Inputs,
+    Logits,
+    Opened,
+    Opening,
+)
+from compressor.runtime.onnx import OnnxEngine
 
 if TYPE_CHECKING:
     from compressor.data.rows import Text
     from compressor.runtime.torch import TorchEngine
 
-EngineName = Literal["auto", "onnxruntime", "torch"]
-MODEL_FILE = "model.onnx"
 ROWS_PER_BATCH = 32
 """Rows of like length that are answered at once."""
+PLACES: dict[Opened, tuple[DeviceName, ...]] = {
+    "onnxruntime": ("cpu", "gpu"),
+    "torch": ("cpu", "gpu"),
+    "openvino": ("cpu",),
+    "tensorrt": ("gpu",),
+}
+"""Where each engine runs."""
 
 
 def load(
-    folder: str | Path, *, engine: EngineName = "auto", threads: int | None = None, spinning: bool = True
+    folder: str | Path,
+    *,
+    engine: EngineName = "auto",
+    threads: int | None = None,
+    spinning: bool = True,
+    device: DeviceName = "cpu",
+    precision: Cast = "fp32",
 ) -> Predictor:
     """A Predictor for a model folder: of a stage, of `final/`, or saved by transformers.
 
     Args:
         folder: holds model.onnx or *.safetensors, config.json and tokenizer.json.
-        engine: auto takes onnxruntime where there is a model.onnx, else torch.
+        engine: auto takes the engine that was measured to be the fastest (where it is installed), else onnxruntime
+            where there is a model.onnx, else torch. fastest measures those that can open the folder here, a few
+            seconds each, and records the fastest in compressor.json.
         threads: inside one operator; None takes all that this process may use (torch: leaves its setting).
         spinning: whether onnxruntime's idle threads wait busily; False where other work runs in the process.
-    Raises: InputError when the folder holds no model that the engine can read.
+        device: gpu is the first NVIDIA device: onnxruntime's CUDA provider, TensorRT or torch.
+        precision: in what torch or TensorRT computes an fp32 model on a gpu; onnxruntime computes as its file says.
+    Raises: InputError when the folder holds no model that the engine can read, or the engine does not run there.
     """
     folder = Path(folder)
-    chosen = find_engine(folder, engine)
+    opening = Opening(threads=threads, spinning=spinning, device=device, precision=precision)
+    if engine == "fastest":
+        from compressor.runtime.choose import choose_engine
+
+        engine = choose_engine(folder, opening=opening).engine
+    elif engine == "auto" and device == "cpu":
+        engine = _recorded(folder)
+    return open_predictor(folder, find_engine(folder, engine), opening)
+
+
+def open_predictor(folder: Path, engine: Opened, opening: Opening) -> Predictor:
+    """The Predictor of one engine; InputError where that does not run at the place asked for."""
+    if opening.device not in get_args(DeviceName):
+        raise InputError(f"device must be one of {', '.join(get_args(DeviceName))} (got {opening.device!r})")
+    if opening.precision not in get_args(Cast):
+        raise InputError(f"precision must be one of {', '.join(get_args(Cast))} (got {opening.precision!r})")
+    if opening.device not in PLACES[engine]:
+        raise InputError(f"engine {engine} runs on device {PLACES[engine][0]} alone (got {opening.device})")
+    if opening.device == "cpu" and opening.precision != "fp32":
+        raise InputError(f"precision {opening.precision} is for device gpu; on cpu the file says it, so export it so")
     manifest = read_manifest(folder)
+    alone = manifest.asked_alone and engine != "tensorrt"  # whose scales are fixed
     return Predictor(
         folder,
         manifest=manifest,
-        engine=ENGINES[chosen](folder, threads, spinning),
-        rows_per_batch=1 if manifest.precision == "int8" else ROWS_PER_BATCH,
+        engine=ENGINES[engine](folder, opening),
+        rows_per_batch=1 if alone else ROWS_PER_BATCH,
     )
 
 
-def find_engine(folder: Path, engine: EngineName = "auto") -> Literal["onnxruntime", "torch"]:
-    """The engine that opens the folder; InputError says what is missing."""
+def find_engine(folder: Path, engine: EngineName = "auto") -> Opened:
+    """The engine that opens the folder, for auto by what it holds; InputError says what is missing."""
     if engine not in get_args(EngineName):
         raise InputError(f"engine must be one of {', '.join(get_args(EngineName))} (got {engine!r})")
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the folder of a model, such as runs/NAME/final")
-    has_onnx, has_torch = (folder / MODEL_FILE).is_file(), any(folder.glob("*.safetensors"))
+    if engine == "fastest":
+        raise InputError("engine fastest is known once it was measured; use load or choose_engine")
+    has_onnx, has_torch = model_file(folder) is not None, any(folder.glob("*.safetensors"))
+    if engine == "tensorrt" and (has_onnx or (folder / TENSORRT_FILE).is_file()):
+        return engine
     if engine != "torch" and has_onnx:
-        return "onnxruntime"
-    if engine != "onnxruntime" and has_torch:
+        return "openvino" if engine == "openvino" else "onnxruntime"
+    if engine in ("auto", "torch") and has_torch:
         return "torch"
     if has_onnx or has_torch:
         missing, advice = ("*.safetensors", "torch cannot read ONNX") if has_onnx else (MODEL_FILE, "export it first")
@@ -66,16 +120,29 @@ def find_engine(folder: Path, engine: EngineName = "auto") -> Literal["onnxrunti
     raise InputError(f"{folder} must hold {MODEL_FILE} or *.safetensors (found {reason})")
 
 
+def _recorded(folder: Path) -> EngineName:
+    """The engine that the folder says was measured to be the fastest, where it can be opened on a CPU; else auto."""
+    name = recorded_engine(folder)
+    if name is None or name not in get_args(Opened) or "cpu" not in PLACES[cast(Opened, name)]:
+        return "auto"
+    if name == "openvino" and importlib.util.find_spec("openvino") is None:
+        warnings.warn(
+            f"{folder} was measured to be the fastest in engine openvino, which is not installed, so another answers; "
+            "run pip install 'bert-compressor[openvino]'",
+            stacklevel=3,
+        )
+        return "auto"
+    return cast(EngineName, name)
+
+
 class Predictor:
     """A model that answers texts, whatever engine runs it. Answers keep the order of the texts.
 
-    An INT8 model is asked one row at a time: its activations are scaled by what is in the batch, so only then does a
-    row's answer not depend on its neighbours, and equals that of predict.py.
+    A model whose activations are scaled by what is in the batch (dynamic INT8) is asked one row at a time: only then
+    does a row's answer not depend on its neighbours, and equals that of predict.py.
     """
 
-    def __init__(
-        self, folder: Path, *, manifest: Manifest, engine: OnnxEngine | TorchEngine, rows_per_batch: int
-    ) -> None:
+    def __init__(self, folder: Path, *, manifest: Manifest, engine: Engine, rows_per_batch: int) -> None:
         self.folder = folder
         self.manifest = manifest
         self.runner = engine
@@ -84,7 +151,7 @@ class Predictor:
 
     @property
     def engine(self) -> str:
-        """`onnxruntime` or `torch`."""
+        """`onnxruntime`, `torch`, `openvino` or `tensorrt`."""
         return self.runner.name
 
     def predict(self, texts: Sequence[Text]) -> list[str]:
@@ -100,11 +167,11 @@ class Predictor:
 
         Raises: InputError unless the engine is torch: an exported graph answers logits alone.
         """
-        if isinstance(self.runner, OnnxEngine):
+        if self.engine != "torch":
             raise InputError(
-                f"features need engine 'torch' (got onnxruntime, {self.folder}); load a safetensors folder"
+                f"features need engine 'torch' (got {self.engine}, {self.folder}); load a safetensors folder"
             )
-        runner = self.runner
+        runner = cast("TorchEngine", self.runner)
         return self._ask(texts, lambda inputs: runner.features(inputs, layer), width=self.manifest.shapes.hidden)
 
     def _ask(
@@ -139,17 +206,37 @@ def by_length(encoded: Encoded, rows: int) -> Iterator[list[int]]:
         yield [int(index) for index in order[start : start + rows]]
 
 
-def _open_onnx(folder: Path, threads: int | None, spinning: bool) -> OnnxEngine:
-    return OnnxEngine(folder / MODEL_FILE, threads=threads, spinning=spinning)
+def _open_onnx(folder: Path, opening: Opening) -> Engine:
+    if opening.device == "gpu":
+        from compressor.runtime.providers import open_cuda
+
+        return open_cuda(folder, opening)
+    return OnnxEngine(model_file(folder) or folder / MODEL_FILE, threads=opening.threads, spinning=opening.spinning)
 
 
-def _open_torch(folder: Path, threads: int | None, _spinning: bool) -> Any:
+def _open_torch(folder: Path, opening: Opening) -> Engine:
+    from compressor.device import open_device
     from compressor.runtime.torch import TorchEngine
 
-    return TorchEngine(folder, threads=threads)
+    device = open_device(opening.device)
+    return TorchEngine(folder, threads=opening.threads, device=device, precision=opening.precision)
 
 
-ENGINES: dict[Literal["onnxruntime", "torch"], Callable[[Path, int | None, bool], Any]] = {
+def _open_openvino(folder: Path, opening: Opening) -> Engine:
+    from compressor.runtime.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(model_file(folder) or folder / MODEL_FILE, threads=opening.threads)
+
+
+def _open_tensorrt(folder: Path, opening: Opening) -> Engine:
+    from compressor.runtime.providers import open_tensorrt
+
+    return open_tensorrt(folder, opening)
+
+
+ENGINES: dict[Opened, Callable[[Path, Opening], Engine]] = {
     "onnxruntime": _open_onnx,
     "torch": _open_torch,
+    "openvino": _open_openvino,
+    "tensorrt": _open_tensorrt,
 }

@@ -1,10 +1,11 @@
 """The process that is timed: `python -m compressor.runtime.timed FOLDER --engine E --threads N --rows FILE`.
 
-It loads the model, tokenises the rows, says `{"ready": true, "start_seconds": s}`, then answers each line
-`{"round": r, "rows": [indices], "warmup": n, "work": {"batch": 1, "length": "data", "end_to_end": false}}` on its
+It loads the model, tokenises the rows, says `{"ready": true, "start_seconds": s}`, then answers each line `{"round": r,
+"rows": [indices], "warmup": n, "work": {"batch": 1, "length": "data", "end_to_end": false, "clock": "wall"}}` on its
 standard input with `{"ns": [...]}`: nanoseconds of one call a row asked for, of the model's own run or, end to end,
-from text to label. A batch is the row asked for and those after it. `{"quit": true}`, or the end of its input, ends it.
-With `--empty` it loads the engine and no model: what that weighs is not the model's.
+from text to label. A batch is the row asked for and those after it. On a GPU a call takes the inputs there and lasts
+until the device is done; clock `event` counts between the device's own marks before and behind it. `{"quit": true}`, or
+the end of its input, ends it. With `--empty` it loads the engine and no model: what that weighs is not the model's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -26,10 +27,10 @@ from numpy.typing import NDArray
 from compressor.bench.process import PLAIN, Work
 from compressor.bench.timer import time_calls
 from compressor.data.encoded import Encoded, collate
-from compressor.device import Device, open_device
+from compressor.device import Cpu, Device, open_device
 from compressor.errors import InputError
-from compressor.runtime.onnx import OnnxEngine
-from compressor.runtime.predictor import EngineName, Predictor, load
+from compressor.runtime.engine import Cast, EngineName, Opening
+from compressor.runtime.predictor import Predictor, find_engine, open_predictor
 
 if TYPE_CHECKING:
     from compressor.data.rows import Text
@@ -37,12 +38,15 @@ if TYPE_CHECKING:
 START = (sys.executable, "-P", "-m", "compressor.runtime.timed")
 
 
-def timed_command(folder: Path, *, engine: EngineName, threads: int, rows: Path, device: str = "cpu") -> list[str]:
-    """The command line that starts this process; `rows` is a file by `write_rows`, `device` is for torch alone.
+def timed_command(
+    folder: Path, *, engine: EngineName, threads: int, rows: Path, device: str = "cpu", precision: Cast = "fp32"
+) -> list[str]:
+    """The command line that starts this process; `rows` is a file by `write_rows`, the rest as for `load`.
 
     `-P` keeps modules in the working directory, such as somebody's evaluate.py, from being taken for installed ones.
     """
-    return [*START, str(folder), "--engine", engine, "--threads", str(threads), "--rows", str(rows), "--device", device]
+    line = [*START, str(folder), "--engine", engine, "--threads", str(threads), "--rows", str(rows), "--device", device]
+    return line if precision == "fp32" else [*line, "--precision", precision]
 
 
 def empty_command(engine: EngineName) -> list[str]:
@@ -73,12 +77,10 @@ def read_rows(path: Path) -> list[Text]:
 class Calls:
     """The calls that a request asks for, whose inputs are made beforehand so that only the call is timed."""
 
-    def __init__(self, predictor: Predictor, texts: Sequence[Text], device: Device | None = None) -> None:
-        """`device` is where a torch model runs; None means on the processor."""
+    def __init__(self, predictor: Predictor, texts: Sequence[Text]) -> None:
         self._predictor = predictor
         self._texts = list(texts)
         self._encoded = predictor.encoder.encode(self._texts)
-        self._device = device
 
     def of(self, row: int, work: Work = PLAIN) -> Callable[[], object]:
         """One call on `row` and, in a batch, the rows after it (from the start again at the end)."""
@@ -86,11 +88,7 @@ class Calls:
         if work.end_to_end:
             texts, predict = [self._texts[place] for place in rows], self._predictor.predict
             return lambda: predict(texts)
-        inputs = batch_of(self._encoded, rows, work.length, self._predictor.encoder.pad_id)
-        runner = self._predictor.runner
-        if isinstance(runner, OnnxEngine):
-            return _onnx_call(runner.session.run, runner.feed(inputs))
-        return _torch_call(runner.model, runner.feed(inputs), self._device)
+        return self._predictor.runner.call(batch_of(self._encoded, rows, work.length, self._predictor.encoder.pad_id))
 
 
 def batch_of(encoded: Encoded, rows: Sequence[int], length: str | int, pad_id: int) -> dict[str, NDArray[np.int64]]:
@@ -124,31 +122,41 @@ def spread(tokens: int, wanted: int) -> NDArray[np.int64]:
     return np.concatenate([[0], np.resize(between, wanted - 2), [tokens - 1]]).astype(np.int64)
 
 
-def _onnx_call(run: Callable[..., object], feed: object) -> Callable[[], object]:
-    return lambda: run(None, feed)
+def answer(
+    request: dict[str, Any], call_of: Callable[[int, Work], Callable[[], object]], device: Device | None = None
+) -> dict[str, list[int]]:
+    """Nanoseconds of each row asked for, after `warmup` untimed runs of the first ones.
 
-
-def _torch_call(model: Callable[..., Any], feed: dict[str, Any], device: Device | None) -> Callable[[], object]:
-    import torch
-
-    if device is not None:
-        feed = {name: tensor.to(device.place()) for name, tensor in feed.items()}
-
-    def call() -> object:
-        with torch.inference_mode():
-            logits = model(**feed).logits
-        if device is not None:
-            device.synchronise()
-        return logits
-
-    return call
-
-
-def answer(request: dict[str, Any], call_of: Callable[[int, Work], Callable[[], object]]) -> dict[str, list[int]]:
-    """Nanoseconds of each row asked for, after `warmup` untimed runs of the first ones."""
+    `device` is where the calls compute; None means on the processor, where a call that returned is done.
+    """
     work = Work(**request.get("work", {}))
-    made = {row: call_of(row, work) for row in dict.fromkeys(request["rows"])}
-    return {"ns": time_calls(lambda row: made[row](), request["rows"], warmup=int(request.get("warmup", 0)))}
+    rows, warmup = request["rows"], int(request.get("warmup", 0))
+    made = {row: call_of(row, work) for row in dict.fromkeys(rows)}
+    if work.clock == "event":
+        return {"ns": event_times(made, rows, warmup=warmup, device=device or Cpu())}
+    if device is None:
+        return {"ns": time_calls(lambda row: made[row](), rows, warmup=warmup)}
+
+    def finished(row: int) -> None:
+        made[row]()
+        device.synchronise()
+
+    return {"ns": time_calls(finished, rows, warmup=warmup)}
+
+
+def event_times(
+    calls: Mapping[int, Callable[[], object]], rows: Sequence[int], *, warmup: int, device: Device
+) -> list[int]:
+    """Nanoseconds of each call between two marks of the device: what it was busy or waited for, but not Python."""
+    for place in range(warmup if rows else 0):
+        calls[rows[place % len(rows)]]()
+    device.synchronise()
+    taken = []
+    for row in rows:
+        start = device.event()
+        calls[row]()
+        taken.append(device.nanoseconds(start, device.event()))
+    return taken
 
 
 def _seconds_alive() -> float:
@@ -165,32 +173,37 @@ def serve(arguments: Sequence[str], requests: TextIO, replies: TextIO) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=Path)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--empty", action="store_true")
     given = parser.parse_args(arguments)
-    call_of = _nothing(given.engine) if given.empty else _open(given)
-    gc.collect()
-    gc.disable()
-    _say(replies, {"ready": True, "start_seconds": _seconds_alive()})
-    for line in requests:
-        request = json.loads(line)
-        if request.get("quit"):
-            return
-        _say(replies, answer(request, call_of))
-
-
-def _open(given: argparse.Namespace) -> Callable[[int, Work], Callable[[], object]]:
-    """The calls of the model in the folder given."""
-    predictor = load(given.folder, engine=given.engine, threads=given.threads)
     device = None if given.device == "cpu" else open_device(given.device)
-    if device is not None and not isinstance(predictor.runner, OnnxEngine):
-        predictor.runner.model.to(device.place())
-    return Calls(predictor, read_rows(given.rows), device).of
+    with (device or Cpu()).queue() as stream:
+        call_of = _nothing(given.engine) if given.empty else _open(given, stream)
+        gc.collect()
+        gc.disable()
+        _say(replies, {"ready": True, "start_seconds": _seconds_alive()})
+        for line in requests:
+            request = json.loads(line)
+            if request.get("quit"):
+                return
+            _say(replies, answer(request, call_of, device))
+
+
+def _open(given: argparse.Namespace, stream: int | None) -> Callable[[int, Work], Callable[[], object]]:
+    """The calls of the model in the folder given."""
+    opening = Opening(threads=given.threads, device=given.device, precision=given.precision, stream=stream)
+    predictor = open_predictor(given.folder, find_engine(given.folder, given.engine), opening)
+    return Calls(predictor, read_rows(given.rows)).of
+
+
+LIBRARIES = {"torch": "compressor.runtime.torch", "openvino": "openvino"}
+"""What an engine loads where it is another than onnxruntime."""
 
 
 def _nothing(engine: str) -> Callable[[int, Work], Callable[[], object]]:
     """No calls, once the libraries that the engine's models need are imported."""
     importlib.import_module("tokenizers")
-    importlib.import_module("compressor.runtime.torch" if engine == "torch" else "onnxruntime")
+    importlib.import_module(LIBRARIES.get(engine, "onnxruntime"))
     return lambda row, work: lambda: None
 
 

@@ -76,7 +76,7 @@ def _checked(folder: Path, name: str) -> Path:
         raise InputError(f"{name} is a file; name the folder that holds config.json and the weights")
     if not (folder / "config.json").is_file():
         raise InputError(f"{name} holds no config.json; name the folder of a model saved with save_pretrained")
-    if any(folder.glob("*.safetensors")) or (folder / "model.onnx").is_file():
+    if any(folder.glob("*.safetensors")) or any(folder.glob("onnx/*.onnx")) or (folder / "model.onnx").is_file():
         return folder
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:

@@ -62,7 +62,7 @@ class Prune(Stage):
         """
         if self.recover is None:
             return self
-        upstream = _upstream(self.from_, earlier)
+        upstream = distill_upstream(self.from_, earlier)
         match = self.recover.match or (upstream.match if upstream else list(DEFAULT_MATCH))
         mix = self.recover.mix or (upstream.mix if upstream else None)
         teacher = self.teacher or (_teacher_of(upstream) if upstream else "teacher")
@@ -93,7 +93,7 @@ class Prune(Stage):
         ).fit(job.out / "model", work=job.out, accept=job.gate if backtracks else None)
 
 
-def _upstream(start: str | None, earlier: Sequence[Stage]) -> Distill | None:
+def distill_upstream(start: str | None, earlier: Sequence[Stage]) -> Distill | None:
     """The distill stage that a stage's input comes from, by way of `from` or of the stage before; None without one."""
     places = {stage.id: place for place, stage in enumerate(earlier)}
     place: int | None = places.get(start) if start is not None else len(earlier) - 1

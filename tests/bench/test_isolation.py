@@ -34,6 +34,24 @@ def test_every_subject_times_the_same_rows_in_every_round():
     assert fast.nanoseconds[0] == 4_000_000 + fast.rows[0]
 
 
+def test_further_lots_of_rounds_are_timed_while_they_are_wanted():
+    seen: list[int] = []
+
+    def undecided(slots: list) -> bool:
+        seen.append(len(slots))
+        return len(seen) < 2
+
+    timing = time_in_turn([fake("a"), fake("b")], rows=8, rounds=2, threads=1, looks=3, undecided=undecided)
+    assert seen == [4, 8]
+    assert [slot.round for slot in timing.slots] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert (timing.looks, timing.rounds_a_look) == (3, 2)
+    assert timing.wall_seconds is not None
+    once = time_in_turn([fake("a")], rows=8, rounds=2, threads=1, looks=3)
+    assert len(once.slots) == 2
+    with pytest.raises(ValueError, match=r"looks must be 1 to 3 \(got 4\)"):
+        time_in_turn([fake("a")], rows=8, rounds=2, threads=1, looks=4)
+
+
 def test_the_order_changes_from_round_to_round():
     timing = time_in_turn([fake("a"), fake("b")], rows=8, rounds=4, threads=1)
     first = [slot.subject for slot in timing.slots if slot.place == 0]

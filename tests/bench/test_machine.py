@@ -43,7 +43,7 @@ def test_pinning_takes_one_thread_of_each_core_first(tmp_path: Path, monkeypatch
 
 
 def test_what_the_system_does_not_tell_is_none(tmp_path: Path):
-    assert stolen_seconds(tmp_path / "stat") is None
+    assert stolen_seconds(path=tmp_path / "stat") is None
     assert throttled(tmp_path) is None
     assert pressure(tmp_path / "cpu") is None
     assert cpu_quota(tmp_path, tmp_path / "cgroup") is None
@@ -164,3 +164,11 @@ def test_other_threads_and_a_machine_that_is_not_said_are_not_compared():
     )
     assert same_machine(one, {"id": "a", "timing": {"server": {"threads": 2}}}) == ()
     assert same_machine(one, {}) == ("a run does not say what machine it was timed on",)
+
+
+def test_time_taken_by_the_host_is_that_of_the_processors_asked_for(tmp_path: Path):
+    lines = ["cpu  9 0 9 9 0 0 0 700 0 0", "cpu0 9 0 9 9 0 0 0 100 0 0", "cpu1 9 0 9 9 0 0 0 600 0 0", "intr 5"]
+    (tmp_path / "stat").write_text("\n".join(lines))
+    assert stolen_seconds(path=tmp_path / "stat") == 7.0
+    assert stolen_seconds((1,), tmp_path / "stat") == 6.0
+    assert stolen_seconds((0, 2), tmp_path / "stat") is None

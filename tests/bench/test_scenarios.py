@@ -20,7 +20,7 @@ from compressor.bench.scenarios import (
     search_rate,
     waits,
 )
-from compressor.bench.settings import Benchmark, Grid, Target
+from compressor.bench.settings import Benchmark, Grid
 from compressor.errors import StageError
 
 FAKE = Path(__file__).with_name("fake_subject.py")
@@ -186,7 +186,5 @@ def test_a_benchmark_that_makes_no_sense_is_refused(said: dict, words: str):
         Benchmark.model_validate(said)
 
 
-def test_a_gpu_is_timed_with_torch_alone():
-    with pytest.raises(ValidationError, match="write engine: torch beside it"):
-        Target(device="gpu")
+def test_the_default_grid_is_the_plain_work():
     assert list(itertools.product(Grid().batch, Grid().length)) == [(1, "data")]

@@ -1,18 +1,20 @@
 """How often intervals and verdicts are right, on simulated timings whose truth is known.
 
 A round's samples share the machine's speed; each slot has a little of its own; samples are skewed, as times are. Bursts
-of other work slow some samples of a slot, or all of it, of one subject or the other.
+of other work slow some samples of a slot, or all of it, of one subject or the other, or one subject for many rounds.
 """
 # S simulations, R rounds, N samples a slot
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from compressor.bench.statistics import Interval, p50_by_round, ratio_interval, speed_verdict
+from compressor.bench.statistics import LOOKS, Interval, p50_by_round, ratio_interval, speed_verdict
 
 SIMULATIONS, ROUNDS, SAMPLES = 2000, 15, 31
 Maker = Callable[[np.random.Generator], np.ndarray]
@@ -48,9 +50,10 @@ def p50s(make: Maker, rng: np.random.Generator, copies: int) -> list[np.ndarray]
     """Median of each slot of so many copies of one subject on a machine that drifts, each of shape (S, R)."""
     machine = rng.lognormal(0, 0.2, (SIMULATIONS, ROUNDS))
     slots = [machine * np.median(make(rng), axis=2) for _ in range(copies)]
-    return (
-        [one * busy for one, busy in zip(slots, neighbour(rng, copies), strict=True)] if make is long_bursts else slots
-    )
+    disturbed = {long_bursts: neighbour, bursts_that_follow_one: follower}.get(make)
+    if disturbed is None:
+        return slots
+    return [one * busy for one, busy in zip(slots, disturbed(rng, copies), strict=True)]
 
 
 def long_bursts(rng: np.random.Generator) -> np.ndarray:
@@ -72,7 +75,21 @@ def neighbour(rng: np.random.Generator, copies: int) -> list[np.ndarray]:
     return list(factors)
 
 
-BURSTS = (bursts_of_samples, bursts_of_slots, rare_bursts, long_bursts)
+def bursts_that_follow_one(rng: np.random.Generator) -> np.ndarray:
+    """As quiet; `follower` is what disturbs."""
+    return quiet(rng)
+
+
+def follower(rng: np.random.Generator, copies: int) -> list[np.ndarray]:
+    """One subject, any of them, takes 1.5 times as long in two to seven rounds in a row, in every simulation."""
+    who, length = rng.integers(0, copies, SIMULATIONS), rng.integers(2, 8, SIMULATIONS)
+    start = rng.integers(0, ROUNDS - length + 1)[:, None]
+    rounds = np.arange(ROUNDS)
+    within = (rounds >= start) & (rounds < start + length[:, None])
+    return [np.where(within & (who == one)[:, None], 1.5, 1.0) for one in range(copies)]
+
+
+BURSTS = (bursts_of_samples, bursts_of_slots, rare_bursts, long_bursts, bursts_that_follow_one)
 
 
 def intervals(subject: np.ndarray, reference: np.ndarray) -> list[Interval]:
@@ -112,6 +129,43 @@ def test_without_a_copy_timed_false_alarms_stay_at_most_7_in_100(make: Maker):
     subject, reference = p50s(make, np.random.default_rng(4), 2)
     found = Counter(speed_verdict(ratio, None) for ratio in intervals(subject, reference))
     assert found["faster"] + found["slower"] <= 0.07 * SIMULATIONS
+
+
+def looked_at(make: Maker, seed: int, *, true_ratio: float = 1.0) -> Counter[str]:
+    """Verdicts where two further lots of rounds are timed while there is none, as `bench` does."""
+    subject, reference, again = p50s(make, np.random.default_rng(seed), 3)
+    found: Counter[str] = Counter()
+    for one, other, twin in zip((true_ratio * subject).tolist(), reference.tolist(), again.tolist(), strict=True):
+        for end in (15, 30, 45):
+            ratio, noise = (ratio_interval(each[:end], other[:end], confidence=LOOKS[3]) for each in (one, twin))
+            verdict = speed_verdict(ratio, noise)
+            if verdict != "undecided":
+                break
+        found[verdict] += 1
+    return found
+
+
+@pytest.mark.parametrize("make", [quiet, *BURSTS])
+def test_going_on_while_undecided_keeps_false_alarms_at_most_7_in_100(make: Maker, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROUNDS", 45)
+    found = looked_at(make, 8)
+    assert found["faster"] + found["slower"] <= 0.07 * SIMULATIONS
+
+
+def test_going_on_decides_more_often(monkeypatch: pytest.MonkeyPatch):
+    once = verdicts(bursts_of_slots, 9, true_ratio=0.8)["faster"]
+    monkeypatch.setattr(sys.modules[__name__], "ROUNDS", 45)
+    found = looked_at(bursts_of_slots, 9, true_ratio=0.8)
+    assert found["faster"] > 1.1 * once
+    assert found["slower"] == 0
+
+
+@pytest.mark.parametrize(("looks", "confidence"), LOOKS.items())
+def test_each_look_has_the_confidence_at_which_all_together_err_in_5_of_100(looks: int, confidence: float):
+    """Partial sums of standard normal increments, as Pocock 1977 has them."""
+    sums = np.random.default_rng(10).normal(size=(400_000, looks)).cumsum(1) / np.sqrt(np.arange(1, looks + 1))
+    errs = np.any(np.abs(sums) > stats.norm.ppf((1 + confidence) / 2), axis=1).mean()
+    assert errs == pytest.approx(0.05, abs=0.0015)
 
 
 def test_five_sixths_of_the_time_is_found_faster_on_a_quiet_machine():

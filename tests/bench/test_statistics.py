@@ -20,17 +20,29 @@ from compressor.bench.statistics import (
     ratio_interval,
     samples_needed,
     speed_verdict,
+    standard_error,
 )
 
 
-def test_ratio_interval_is_scipys_t_interval_of_the_logs():
-    rng = np.random.default_rng(0)
-    subject, reference = rng.lognormal(0, 0.1, 15), rng.lognormal(1, 0.1, 15)
+def test_where_neighbours_are_not_alike_the_ratio_interval_is_scipys_t_interval_of_the_logs():
+    logs = 0.1 * np.array([1.0, -1.0] * 7 + [1.0])  # each round is the opposite of the one before
+    subject, reference = np.exp(logs), np.ones(15)
     got = ratio_interval(list(subject), list(reference))
-    logs = np.log(subject / reference)
-    low, high = stats.t.interval(0.95, 14, loc=logs.mean(), scale=stats.sem(logs))
-    assert got.value == pytest.approx(stats.gmean(subject / reference))
+    low, high = stats.t.interval(0.95, 10, loc=logs.mean(), scale=stats.sem(logs))
+    assert got.value == pytest.approx(stats.gmean(subject))
     assert (got.low, got.high) == pytest.approx((np.exp(low), np.exp(high)))
+
+
+@pytest.mark.parametrize("lags", [0, 1, 4])
+def test_the_standard_error_is_newey_and_wests(lags: int):
+    """Summed pair by pair, as the paper defines it, with the usual correction for a small sample."""
+    values = np.cumsum(np.random.default_rng(1).normal(size=20))
+    off, total = values - values.mean(), 0.0
+    for one in range(20):
+        for other in range(20):
+            total += max(0.0, 1 - abs(one - other) / (lags + 1)) * off[one] * off[other]
+    assert standard_error(values, lags) == pytest.approx(np.sqrt(total / 19 / 20))
+    assert standard_error(values, 0) == pytest.approx(stats.sem(values))
 
 
 def test_the_ratio_interval_covers_the_true_ratio_at_its_nominal_rate():

@@ -56,7 +56,7 @@ def test_a_models_recall_does_not_drop_below_its_own_and_drops_where_it_loses_ro
     assert worse[1].recall_drop.value == pytest.approx(same[1].recall.value - worse[1].recall.value)
 
 
-def test_the_interval_of_a_recall_drop_is_that_of_resampling_the_classs_rows():
+def test_the_interval_of_a_recall_drop_is_that_of_an_accuracy_on_the_classs_rows():
     references, before = answers(8)
     after = answers(9)[1]
     part = by_class(after, references, LABELS, reference_predictions=before)[2]

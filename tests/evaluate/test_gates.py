@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from compressor.errors import InputError
 from compressor.evaluate.gates import Answers, BudgetRow, Times, judge, judge_budget, worst
+from compressor.evaluate.paired import rows_to_decide
 from compressor.evaluate.settings import Budget
 from compressor.stage import Gate
 
@@ -52,13 +53,25 @@ def test_a_gate_with_confidence_has_three_outcomes(wrong: int, verdict: str):
 
 
 def test_an_undecided_gate_says_how_many_rows_it_needs():
-    outcome = gated({"accuracy": {"drop": "<= 1pp", "vs": "slim"}, "confidence": 0.95}, 30, 25)
+    outcome = gated({"accuracy": {"drop": "<= 1pp", "vs": "slim"}, "confidence": 0.95}, 29, 25)
     assert outcome.verdict == "pass"
     few = REFERENCES[:100]
     outcome = gated({"accuracy": {"drop": "<= 1pp", "vs": "slim"}, "confidence": 0.95}, 4, 2, few)
     assert "accuracy drop vs slim is 2.00 pp" in outcome.because
     wanted = "100 rows do not show it, about 1,237 rows would show it in 4 of 5 cases at 2.0 % flips"
     assert wanted in outcome.because
+
+
+def test_the_rows_that_would_decide_are_those_of_the_tests_own_confidence():
+    for confidence in (0.9, 0.99):
+        gate = {"accuracy": {"drop": "<= 1pp", "vs": "slim"}, "confidence": confidence}
+        wanted = rows_to_decide(0.01, 0.02, confidence=confidence)
+        assert f"about {wanted:,} rows" in gated(gate, 4, 2, REFERENCES[:100]).because
+        answers = Answers(REFERENCES, with_errors(REFERENCES, 20), {"teacher": REFERENCES}, LABELS)
+        budget = Budget.model_validate({"accuracy": {"drop": "<= 2pp"}, "confidence": confidence})
+        (row,) = judge_budget(budget, answers=answers, on_test=True, times="not timed", size_bytes=None)
+        wanted = rows_to_decide(0.02, 0.02, confidence=confidence)
+        assert wanted < 1000 or f"about {wanted:,} rows" in row.because
 
 
 def test_a_score_limit_and_a_relative_drop_are_understood():

@@ -1,7 +1,7 @@
 """Errors of gates and budgets on simulated answers whose true drop is the limit itself: at most 5 in 100 either way.
 
-Summed over all outcomes instead of simulated, a budget passes 5.4 to 5.6 and fails 3.5 to 4.9 in 100 of such drops (400
-to 2,000 rows, 4 to 10 % flips): rows lost and won are skewed when they differ in number.
+Summed over all outcomes instead of simulated (test_proportions.py), a budget passes 4.5 to 5.0 and fails 5.0 to 5.4 in
+100 of such drops.
 """
 
 from functools import cache
@@ -52,7 +52,7 @@ def flips(rows: int, discordant: float, seed: int) -> list[tuple[int, int]]:
     return [(int(one), int(other)) for one, other, _ in drawn]
 
 
-@pytest.mark.parametrize(("rows", "discordant"), [(400, 0.06), (1000, 0.05)])
+@pytest.mark.parametrize(("rows", "discordant"), [(400, 0.06), (1000, 0.05), (1000, 0.03)])
 def test_a_budget_passes_or_fails_a_drop_at_the_very_limit_at_most_5_times_in_100(rows: int, discordant: float):
     found = [budget_verdict(rows, lost, won) for lost, won in flips(rows, discordant, 1)]
     assert found.count("pass") <= NOMINAL * SIMULATIONS

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from compressor.errors import InputError
-from compressor.evaluate.paired import agreement, drop, flips, mcnemar, rows_to_decide, score_interval, wilson
+from compressor.evaluate.paired import agreement, drop, flips, mcnemar, rows_to_decide, score_interval
+from compressor.evaluate.proportions import paired_fall
 
 LABELS = ("no", "yes")
 
@@ -35,11 +36,25 @@ def test_the_interval_of_an_accuracy_is_agresti_and_coulls():
 
 def test_resampling_counts_is_resampling_rows():
     references, before, after = two_models(1, 1500, 0.04, 0.02)
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, 1500, (4000, 1500))
-    falls = (before == references)[drawn].mean(1) - (after == references)[drawn].mean(1)
-    found = drop("accuracy", before, after, references, LABELS)
-    assert (found.low, found.high) == pytest.approx(np.quantile(falls, [0.025, 0.975]), abs=2e-3)
+    drawn = np.random.default_rng(0).integers(0, 1500, (2000, 1500))
+
+    def macro_f1(answers: np.ndarray) -> np.ndarray:
+        called, real = answers[drawn], references[drawn]
+        parts = [2 * np.mean((called == one) & (real == one), 1) for one in (0, 1)]
+        return sum(part / (np.mean(called == one, 1) + np.mean(real == one, 1)) for one, part in enumerate(parts)) / 2
+
+    found = drop("macro_f1", before, after, references, LABELS)
+    wanted = np.quantile(macro_f1(before) - macro_f1(after), [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx(wanted, abs=2e-3)
+
+
+@pytest.mark.parametrize(("metric", "rows"), [("accuracy", slice(None)), ("accuracy@yes", 1)])
+def test_the_drop_of_an_accuracy_or_of_a_recall_has_the_score_interval_of_its_rows(metric: str, rows: slice | int):
+    references, before, after = two_models(7, 900, 0.04, 0.02)
+    own = np.isin(references, [0, 1][rows])
+    counts = flips(before[own], after[own], references[own])
+    found = drop(metric, before, after, references, LABELS, confidence=0.9)
+    assert found == paired_fall(counts.lost, counts.won, int(own.sum()), confidence=0.9)
 
 
 def test_a_model_does_not_fall_below_itself_but_few_rows_prove_little():
@@ -92,8 +107,7 @@ def _order(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray
     return before, after, references
 
 
-def test_a_model_as_bad_as_the_limit_passes_about_one_time_in_twenty(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("compressor.evaluate.paired.RESAMPLES", 500)
+def test_a_model_as_bad_as_the_limit_passes_about_one_time_in_twenty():
     highs_below = sum(
         drop("accuracy", *_order(two_models(seed, 1000, 0.03, 0.01)), LABELS, confidence=0.90, seed=seed).high <= 0.02
         for seed in range(400)
@@ -108,8 +122,7 @@ def test_agreement_and_flips_count_rows():
     assert (found.both, found.lost, found.won, found.neither) == (2, 1, 1, 1)
 
 
-def test_an_equal_model_passes_four_times_in_five_at_the_rows_to_decide(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("compressor.evaluate.paired.RESAMPLES", 500)
+def test_an_equal_model_passes_four_times_in_five_at_the_rows_to_decide():
     rows = rows_to_decide(0.02, 0.04)
     passed = sum(
         drop("accuracy", *_order(two_models(seed, rows, 0.02, 0.02)), LABELS, confidence=0.90, seed=seed).high <= 0.02
@@ -164,12 +177,3 @@ def test_equal_models_are_called_unequal_in_at_most_one_run_of_twenty():
         counts = flips(before, after, references)
         alarms += mcnemar(counts.lost, counts.won) < 0.05
     assert alarms / 600 <= 0.06
-
-
-@pytest.mark.parametrize(("right", "rows"), [(0, 12), (12, 12), (7, 40), (499, 500)])
-def test_wilsons_interval_is_scipys(right: int, rows: int):
-    ends = stats.binomtest(right, rows).proportion_ci(0.9, method="wilson")
-    found = wilson(right / rows, rows, confidence=0.9)
-    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=1e-12)
-    with pytest.raises(ValueError, match=r"got 1\.5 of 3 rows"):
-        wilson(1.5, 3)

@@ -131,7 +131,7 @@ def test_a_missing_file_and_a_lone_script_are_named(desk, tmp_path):
     (tmp_path / "predict.py").write_bytes((desk / "final" / "predict.py").read_bytes())
     code, _, said = predict(desk, folder=tmp_path)
     assert code == 2
-    assert "holds no model.onnx; predict.py must lie in the folder it was written to" in said
+    assert "holds no compressor.json; predict.py must lie in the folder it was written to" in said
 
 
 def test_null_is_an_empty_text_and_odd_rows_are_named(desk):

@@ -62,7 +62,14 @@ def latency(name: str) -> tuple[LatencyRow, ...]:
         status="measured",
         p50_ms=p50,
         p90_ms=1.6 * p50,
+        p90_low_ms=1.5 * p50,
+        p90_high_ms=1.7 * p50,
+        p95_ms=1.9 * p50,
+        p95_low_ms=1.8 * p50,
+        p95_high_ms=2.0 * p50,
         p99_ms=2.4 * p50,
+        p99_low_ms=2.1 * p50,
+        p99_high_ms=2.9 * p50,
         p50_low_ms=0.97 * p50,
         p50_high_ms=1.04 * p50,
         samples=1_200,
@@ -75,7 +82,8 @@ def latency(name: str) -> tuple[LatencyRow, ...]:
         "offline": {"scenario": "offline", "processes": 2, "threads": 1, "batch": 8, "rows_per_second": 2100 / p50},
         "arrivals": {"scenario": "arrivals", "limit_ms": 20.0, "rows_per_second": 700 / p50, "samples": 2_000},
     }
-    none = {"p99_ms": None, "p90_ms": None, "p50_low_ms": None, "p50_high_ms": None, "start_seconds": None}
+    tails = [f"p{per_cent}_{part}" for per_cent in (90, 95, 99) for part in ("ms", "low_ms", "high_ms")]
+    none = dict.fromkeys([*tails, "p50_low_ms", "p50_high_ms", "start_seconds"])
     timeless = {**none, "p50_ms": None}
     rows = [single]
     for changes in others.values():

@@ -12,7 +12,7 @@ from tiny import make_reviews, write_tiny_bert
 from compressor.errors import InputError
 from compressor.export.exporter import Exporter
 from compressor.report.bench import bench
-from compressor.report.foreign import class_ids, names_of, open_model
+from compressor.report.foreign import as_given, class_ids, label_giver, names_of, open_model, relabelled
 from compressor.report.sentences import SENTENCES
 from compressor.runtime.predictor import load
 
@@ -53,7 +53,7 @@ def test_models_of_others_are_timed_and_scored_beside_ours(
 ):
     before = [contents(folder) for folder in (tiny_classifier, stranger, optimum)]
     paths = [str(folder) for folder in (tiny_classifier, stranger, optimum)]
-    report = bench(paths, rows=labelled(tmp_path), rounds=3, threads=1, out=tmp_path / "out")
+    report = bench(paths, rows=labelled(tmp_path), rounds=3, looks=1, threads=1, out=tmp_path / "out")
     assert [row.name for row in report.subjects] == [*(Path(path).name for path in paths), f"{tiny_classifier.name}/aa"]
     texts, wanted = [text for text, _ in REVIEWS], np.array([label == "good" for _, label in REVIEWS])
     for row, path in zip(report.subjects, paths, strict=False):
@@ -71,7 +71,7 @@ def test_models_of_others_are_timed_and_scored_beside_ours(
 
 
 def test_without_rows_our_own_sentences_are_timed_and_nothing_is_scored(tiny_classifier: Path, stranger: Path):
-    report = bench([str(tiny_classifier), str(stranger)], rounds=3, threads=1)
+    report = bench([str(tiny_classifier), str(stranger)], rounds=3, looks=1, threads=1)
     other = report.subject("stranger")
     assert all(row.metric is None and row.metrics == {} for row in report.subjects)
     assert other.versus_teacher.drop is None
@@ -85,6 +85,56 @@ def test_without_rows_our_own_sentences_are_timed_and_nothing_is_scored(tiny_cla
     assert report.to_html()
     assert report.table()
     assert report.to_markdown()
+
+
+def test_baselines_are_made_of_rows_to_train_on_that_are_not_scored(
+    tiny_classifier: Path, stranger: Path, tmp_path: Path
+):
+    train = tmp_path / "train.jsonl"
+    rows = [*make_reviews(120, seed=8), *REVIEWS]
+    train.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    scored = labelled(tmp_path)
+    known = {text for text, _ in REVIEWS}
+    report = bench(
+        [str(tiny_classifier), str(stranger)],
+        rows=scored,
+        train=train,
+        baselines=["tfidf"],
+        rounds=3,
+        looks=1,
+        threads=1,
+    )
+    (found,) = report.baselines
+    assert (found.name, found.metric.rows) == ("tfidf", len(REVIEWS))
+    left = [place for place, (text, _) in enumerate(rows) if text not in known]
+    assert report.data["train"] == len(left) - -(-len(left) // 10)
+    assert "TF-IDF" in report.to_markdown()
+    with pytest.raises(InputError, match="--train makes baselines, which are scored: built-in sentences has no labels"):
+        bench([str(tiny_classifier)], train=train)
+    train.write_text(scored.read_text())
+    with pytest.raises(InputError, match="0 labelled rows that are not scored; baselines need 50 or more"):
+        bench([str(tiny_classifier)], rows=scored, train=train)
+
+
+def test_the_first_model_that_has_names_of_classes_gives_them_wherever_it_stands(tiny_classifier: Path, tmp_path: Path):
+    plain = write_tiny_bert(tmp_path / "plain", layers=1, labels=("LABEL_0", "LABEL_1"), seed=3)
+    ours = Exporter(plain).export(tmp_path / "ours")
+    opened = [open_model(str(one), work=tmp_path / "work") for one in (ours, plain, tiny_classifier)]
+    giver = label_giver(opened)
+    assert giver.given == str(tiny_classifier)
+    assert label_giver(opened[:2]) is opened[0]
+    before = contents(ours)
+    named = [relabelled(one, giver, work=tmp_path / "work") for one in opened]
+    assert [one.manifest.labels for one in named] == [("bad", "good")] * 3
+    assert set(load(named[0].folder).predict([text for text, _ in REVIEWS])) <= {"bad", "good"}
+    assert named[0].folder != ours
+    assert contents(ours) == before
+
+
+def test_an_error_calls_a_copy_by_the_name_that_was_given(tmp_path: Path):
+    wanted = pytest.raises(InputError, match=r"^mine is broken, and mine/model\.onnx too$")
+    with wanted, as_given({tmp_path / "a": "mine", tmp_path / "a" / "b": "other"}):
+        raise InputError(f"{tmp_path / 'a'} is broken, and {tmp_path / 'a' / 'model.onnx'} too")
 
 
 def test_sentences_are_of_several_lengths_and_two_scripts():

@@ -84,6 +84,26 @@ def test_other_rows_and_lost_answers_are_not_paired(runs: tuple[Path, Path], tmp
     found = diff(*runs)
     assert found.scores[0].drop is None
     assert "not paired: a run kept no answers" in found.text()
+    assert "run its recipe again with the same --out" in found.scores[0].reason
+    assert str(runs[1]) in found.scores[0].reason
+    assert found.scores[0].answers_changed is None
+
+
+def test_answers_that_changed_are_counted_for_each_stage(runs: tuple[Path, Path]):
+    (row,) = diff(*runs).scores
+    before, after = logits(0.1, 4).argmax(-1), logits(0.3, 6).argmax(-1)
+    assert (row.answers_changed, row.rows) == (int(np.sum(before != after)), len(REFERENCES))
+    assert f"{row.answers_changed} of {row.rows}" in diff(*runs).text()
+
+
+def test_a_key_that_one_version_alone_knows_is_no_change_of_the_recipe_unless_it_was_written(runs: tuple[Path, Path]):
+    resolved = runs[1] / "recipe.resolved.yaml"
+    resolved.write_text(resolved.read_text().replace("name: n\n", "name: n\nfresh: 3\nwritten: 4\n"))
+    (runs[1] / "recipe.yaml").write_text("name: n\nwritten: 4\n")
+    found = diff(*runs)
+    assert [one.key for one in found.recipe] == ["stages.student.distill.train.steps", "written"]
+    assert found.unknown == ("fresh",)
+    assert "known to the version of one run alone, and set by neither recipe: fresh" in found.text()
 
 
 def test_times_of_different_machines_are_shown_only_when_asked_for(runs: tuple[Path, Path], tmp_path: Path):

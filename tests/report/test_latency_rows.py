@@ -9,6 +9,8 @@ from compressor.bench.isolation import Slot, Timing
 from compressor.bench.process import PLAIN, Work
 from compressor.bench.scenarios import Answered
 from compressor.bench.settings import TARGETS, Benchmark, Target
+from compressor.bench.statistics import percentile_interval
+from compressor.report.detail import _percentile
 from compressor.report.latency import latency_rows, measured
 
 WHOLE, BATCH = Work(end_to_end=True), Work(batch=8, length="padded")
@@ -47,6 +49,10 @@ def test_percentiles_need_their_samples():
     row = measured("cpu", many, "model")
     samples = [ns for slot in many.slots for ns in slot.nanoseconds]
     assert row.p99_ms == pytest.approx(np.quantile(samples, 0.99) / 1e6)
+    for per_cent in (90, 95, 99):
+        ends = percentile_interval(samples, per_cent / 100)
+        shown = [getattr(row, f"p{per_cent}_{part}") for part in ("ms", "low_ms", "high_ms")]
+        assert shown == [ends.value, ends.low, ends.high]
     assert row.reason is None
 
 
@@ -69,6 +75,17 @@ def test_scenarios_have_rows_of_their_own():
     assert offline.reason == "tried 2 x 1 threads: 812 rows/s, 1 x 2 threads: 640 rows/s"
     assert (arrivals.rows_per_second, arrivals.limit_ms, arrivals.end_to_end) == (90.0, 20.0, True)
     assert arrivals.p99_ms == pytest.approx(19.81, abs=0.01)
+    assert arrivals.p50_low_ms < arrivals.p50_ms < arrivals.p50_high_ms
+    assert arrivals.p99_low_ms < arrivals.p99_ms < arrivals.p99_high_ms
+    assert offline.p50_low_ms is None
+
+
+def test_the_page_shows_the_ends_of_a_percentile_or_how_many_samples_it_needs():
+    known = measured("cpu", timing({PLAIN: 4.0}, calls=30), "model")
+    cells = [_percentile(known, per_cent) for per_cent in (50, 90, 95, 99)]
+    assert known.samples == 150
+    assert cells[1].note == f"{known.p90_low_ms:.3g} to {known.p90_high_ms:.3g}"
+    assert [(cell.text, cell.note) for cell in cells[2:]] == [("-", "needs 200 samples"), ("-", "needs 1,000 samples")]
 
 
 def test_a_scenario_without_a_figure_says_why():
@@ -96,7 +113,7 @@ def test_lengths_that_a_model_does_not_read_are_named(tiny_classifier: Path):
 
 
 def test_a_gpu_that_is_not_there_is_not_measured(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("compressor.report.workloads.training_device", lambda: "cpu")
+    monkeypatch.setattr("compressor.runtime.choose.training_device", lambda: "cpu")
     benchmark = Benchmark(targets=["cpu", "gpu"])
     assert [row.target for row in rows({"cpu": timing({PLAIN: 4.0})}, benchmark=benchmark)] == ["cpu"]
     row = rows({}, benchmark=benchmark, engine="torch", untimed="no")[0]

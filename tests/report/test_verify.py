@@ -301,3 +301,47 @@ def test_what_is_neither_run_nor_model_is_refused(tmp_path: Path, run: Path):
         verify(tmp_path)
     shutil.rmtree(run / "final")
     assert states(run)["final"] == "fail"
+
+
+def without(path: Path, *keys: str) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in content.items() if key not in keys}))
+
+
+def test_a_digest_of_another_version_is_neither_right_nor_wrong(run: Path, rows: DataSets):
+    for folder in (run / "stages" / "ship" / "model", run / "final"):
+        without(folder / "compressor.json", "digest_scheme")
+    edit(run / "report" / "key.json", final="made otherwise")
+    edit(run / "stages" / "ship" / "stage.json", model="made otherwise")
+    found = verify(run, rows=rows)
+    assert {check.subject for check in found.checks if check.state == "another version"} == {"stages/ship", "final"}
+    assert "another version wrote it (compressor.json names no digest scheme" in words(run, "final")
+    assert found.outcome == "pass"  # its files, golden answers and score were compared
+    (run / "final" / "golden.json").unlink()
+    without(run / "final" / "compressor.json", "files")
+    found = verify(run)
+    assert (found.outcome, found.passed) == ("another version", False)
+    assert "verify it with the version that made it" in found.sentence()
+
+
+def test_a_final_model_that_nothing_was_compared_with_does_not_pass(run: Path, deployed: Path, tmp_path: Path):
+    for path in (run / "report" / "key.json", run / "final" / "golden.json"):
+        path.unlink()
+    without(run / "final" / "compressor.json", "files")
+    found = verify(run)
+    assert found.to_dict()["outcome"] == "nothing compared"
+    assert not found.passed
+    assert {check.subject for check in found.checks if check.state == "ok"} == {"stages/ship", "reload"}
+    folder = Path(shutil.copytree(deployed, tmp_path / "alone"))
+    (folder / "golden.json").unlink()
+    without(folder / "compressor.json", "files")
+    assert "keeps nothing that the deployed model could be compared with" in verify(folder).sentence()
+
+
+def test_a_key_that_a_later_version_knows_changes_no_digest(deployed: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(deployed, tmp_path / "final"))
+    before = model_digest(folder)
+    without(folder / "compressor.json", "digest_scheme", "verdict")
+    assert model_digest(folder) == before
+    without(folder / "compressor.json", "max_tokens")
+    assert model_digest(folder) != before

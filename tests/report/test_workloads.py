@@ -4,13 +4,14 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from model_folders import TEXTS, write_classifier
 
 from compressor.bench import scenarios
 from compressor.bench.isolation import Slot, Timing
 from compressor.bench.process import PLAIN, Work
-from compressor.bench.settings import TARGETS, Benchmark, Target
+from compressor.bench.settings import TARGETS, Benchmark, Target, Workload
 from compressor.errors import StageError
 from compressor.export.exporter import Exporter
 from compressor.report.latency import latency_rows
@@ -25,7 +26,9 @@ WHOLE = Work(end_to_end=True)
 def test_the_default_benchmark_adds_tokenizing_alone():
     assert works_asked(Benchmark(), Target()) == (WHOLE,)
     assert works_asked(Benchmark(end_to_end=False), Target()) == ()
-    assert works_asked(Benchmark(), TARGETS["gpu"]) == ()
+    assert works_asked(Benchmark(), TARGETS["gpu"]) == (Work(clock="event"),)
+    mine = Target(workload=Workload(batch=8, length=64))
+    assert works_asked(Benchmark(), mine) == (WHOLE, Work(8, 64))
 
 
 def test_a_grid_is_every_batch_with_every_length_but_the_plain_one():
@@ -46,11 +49,30 @@ def test_a_model_does_only_what_it_reads(tiny_classifier: Path):
     assert too_long(Path("nowhere"), Work(batch=999, length="padded")) is None
 
 
+def test_a_desk_goes_on_while_a_subject_is_neither_faster_slower_nor_the_same(tmp_path: Path):
+    def slots(ratio: float, noise: float) -> list[Slot]:
+        wobble = np.random.default_rng(0).normal(0, noise, (3, 15))
+        times = {"teacher": 1.0, "slim": ratio, "teacher/aa": 1.0}
+        return [
+            Slot(name, number, 0, (0,), (int(1e7 * times[name] * np.exp(wobble[place, number])),))
+            for place, name in enumerate(times)
+            for number in range(15)
+        ]
+
+    teacher, slim = (Subject(name, tmp_path) for name in ("teacher", "slim"))
+    named = {"teacher": teacher, "slim": slim, "teacher/aa": teacher}
+    desk = Desk(named, "teacher/aa", tmp_path, 1, Target(), Benchmark(), 17, silent, 3)
+    assert not desk.undecided(slots(0.5, 0.02))
+    assert not desk.undecided(slots(1.0, 0.001))
+    assert desk.undecided(slots(0.97, 0.05))
+    assert not Desk(named, None, tmp_path, 1, Target(), Benchmark(), 17, silent, 3).undecided(slots(0.97, 0.05))
+
+
 def test_a_gpu_is_skipped_where_there_is_none(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("compressor.report.workloads.training_device", lambda: "cpu")
+    monkeypatch.setattr("compressor.runtime.choose.training_device", lambda: "cpu")
     assert skipped(Target()) is None
     assert "no NVIDIA device" in skipped(TARGETS["gpu"])
-    monkeypatch.setattr("compressor.report.workloads.training_device", lambda: "gpu")
+    monkeypatch.setattr("compressor.runtime.choose.training_device", lambda: "gpu")
     assert skipped(TARGETS["gpu"]) is None
 
 
@@ -58,7 +80,7 @@ def test_everything_that_is_asked_for_is_timed(tmp_path: Path, tiny_classifier: 
     monkeypatch.setattr(scenarios, "REQUESTS", 60)
     monkeypatch.setattr(scenarios, "TRIALS", 1)
     monkeypatch.setattr(scenarios, "OFFLINE_SECONDS", 0.02)
-    monkeypatch.setattr("compressor.report.workloads.training_device", lambda: "cpu")
+    monkeypatch.setattr("compressor.runtime.choose.training_device", lambda: "cpu")
     folder = Path(Exporter(write_classifier(tmp_path / "torch", tiny_classifier)).export(tmp_path / "onnx"))
     benchmark = Benchmark.model_validate(
         {

@@ -132,7 +132,8 @@ def test_one_text_instead_of_a_list_is_refused(folders):
             "onnxruntime",
             r"holds no model\.onnx, which engine onnxruntime needs; export it first",
         ),
-        (["model.onnx"], "tensorrt", r"engine must be one of auto, onnxruntime, torch \(got 'tensorrt'\)"),
+        ([], "tensorrt", r"must hold model\.onnx or \*\.safetensors \(found neither\)"),
+        (["model.onnx"], "fastest", "engine fastest is known once it was measured; use load or choose_engine"),
     ],
 )
 def test_folders_that_an_engine_cannot_open_are_refused(tmp_path, files, engine, message):

@@ -1,3 +1,7 @@
+import contextlib
+import gc
+import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -6,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from model_folders import TEXTS, write_classifier
 
 import compressor
@@ -14,7 +19,9 @@ from compressor.bench.process import PLAIN, Command, Work
 from compressor.data.encoded import Encoded
 from compressor.errors import InputError
 from compressor.export.exporter import Exporter
-from compressor.runtime.predictor import load
+from compressor.runtime import timed
+from compressor.runtime.engine import Opening
+from compressor.runtime.predictor import Predictor, load
 from compressor.runtime.timed import (
     Calls,
     answer,
@@ -25,6 +32,7 @@ from compressor.runtime.timed import (
     timed_command,
     write_rows,
 )
+from compressor.runtime.torch import TorchEngine
 
 ENV = {"PYTHONPATH": str(Path(compressor.__file__).parents[1])}
 
@@ -32,8 +40,9 @@ ENV = {"PYTHONPATH": str(Path(compressor.__file__).parents[1])}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, tiny_classifier):
     root = tmp_path_factory.mktemp("timed")
-    torch = write_classifier(root / "torch", tiny_classifier)
-    return {"torch": torch, "onnxruntime": Exporter(torch).export(root / "onnx")}
+    weights = write_classifier(root / "torch", tiny_classifier)
+    onnx = Exporter(weights).export(root / "onnx")
+    return {"torch": weights, "onnxruntime": onnx, "openvino": onnx}
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
@@ -63,7 +72,18 @@ def test_warm_up_runs_are_not_in_the_answer():
     assert made[-1] == (0, Work(batch=3, length=9))
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+ON_CPU = ["onnxruntime", "torch", pytest.param("openvino", marks=needs_openvino)]
+
+
+@pytest.fixture(autouse=True)
+def _collecting_garbage():
+    """`serve` switches the collector off for its process, which here is that of all tests."""
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("engine", ON_CPU)
 def test_the_process_speaks_the_protocol_of_bench(folders, tmp_path, engine):
     rows = write_rows(tmp_path / "rows", [*TEXTS[:5], ("a film", "dull")])
     command = timed_command(folders[engine], engine=engine, threads=1, rows=rows)
@@ -131,7 +151,7 @@ def test_rows_of_a_given_length_are_whole_and_keep_their_ends():
     assert spread(6, 6).tolist() == list(range(6))
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("engine", ON_CPU)
 def test_padding_and_batches_change_no_answer(folders, engine):
     predictor = load(folders[engine], engine=engine, threads=1)
     calls = Calls(predictor, TEXTS[:4])
@@ -139,7 +159,7 @@ def test_padding_and_batches_change_no_answer(folders, engine):
 
     def answered(work: Work) -> np.ndarray:
         found = calls.of(2, work)()
-        return np.asarray(found[0] if engine == "onnxruntime" else found)
+        return np.array(found if engine == "torch" else found[0])
 
     assert np.allclose(answered(PLAIN), wanted[[2]], atol=1e-4)
     assert np.allclose(answered(Work(length="padded")), wanted[[2]], atol=1e-4)
@@ -148,22 +168,107 @@ def test_padding_and_batches_change_no_answer(folders, engine):
     assert calls.of(1, Work(end_to_end=True, batch=2))() == predictor.predict(TEXTS[1:3])
 
 
-def test_a_torch_call_waits_for_its_device(folders):
-    waited = []
+class Recording:
+    """A device that notes what it is asked, in order; its clock goes one nanosecond a mark."""
 
-    class Counting:
-        name = "cpu"
+    name = "gpu"
 
-        def place(self):
-            return "cpu"
+    def __init__(self):
+        self.asked = []
 
-        def synchronise(self):
-            waited.append(1)
+    def place(self):
+        self.asked.append("place")
+        return torch.device("cpu")
 
-    predictor = load(folders["torch"], engine="torch", threads=1)
-    logits = Calls(predictor, TEXTS[:2], Counting()).of(0)()
-    assert waited == [1]
-    assert np.allclose(np.asarray(logits), predictor.logits(TEXTS[:1]), atol=1e-5)
+    def synchronise(self):
+        self.asked.append("synchronise")
+
+    def event(self):
+        self.asked.append("event")
+        return self.asked.count("event")
+
+    def nanoseconds(self, start, end):
+        self.asked.append("wait")
+        return end - start
+
+    def queue(self):
+        self.asked.append("queue")
+        return contextlib.nullcontext(7)
+
+
+def noted(device, engine):
+    """The engine's calls, with a note of each run."""
+
+    def call_of(row, work):
+        call = engine.call(batch_of(ROWS, [row], work.length, 0))
+
+        def run():
+            call()
+            device.asked.append("run")
+
+        return run
+
+    return call_of
+
+
+def test_on_a_gpu_inputs_are_placed_then_run_then_waited_for(folders):
+    device = Recording()
+    engine = TorchEngine(folders["torch"], device=device)
+    assert device.asked == ["place"], "the weights, once"
+    device.asked.clear()
+    taken = answer({"rows": [0, 1, 0], "warmup": 1}, noted(device, engine), device)
+    assert device.asked == ["place", "run", "synchronise"] * 4
+    assert len(taken["ns"]) == 3
+    assert min(taken["ns"]) > 0
+
+
+def test_event_time_is_what_lies_between_two_marks_of_the_device(folders):
+    device = Recording()
+    engine = TorchEngine(folders["torch"], device=device)
+    device.asked.clear()
+    taken = answer({"rows": [0, 2], "warmup": 3, "work": {"clock": "event"}}, noted(device, engine), device)
+    once = ["event", "place", "run", "event", "wait"]
+    assert device.asked == ["place", "run"] * 3 + ["synchronise"] + once * 2
+    assert taken == {"ns": [1, 1]}
+    assert answer({"rows": [], "warmup": 3, "work": {"clock": "event"}}, noted(device, engine), device) == {"ns": []}
+
+
+def test_a_torch_model_answers_the_same_through_a_device(folders):
+    texts = TEXTS[:3]
+    plain = load(folders["torch"], engine="torch", threads=1)
+    there = Predictor(
+        folders["torch"],
+        manifest=plain.manifest,
+        engine=TorchEngine(folders["torch"], device=Recording()),
+        rows_per_batch=2,
+    )
+    assert np.allclose(there.logits(texts), plain.logits(texts), atol=1e-5)
+    half = TorchEngine(folders["torch"], precision="bf16")
+    assert half.model.dtype == torch.bfloat16
+    inputs = batch_of(ROWS, [0], "data", 0)
+    apart = np.abs(half.logits(inputs) - plain.runner.logits(inputs)).max()
+    assert 0 < apart < 0.5
+    assert half.logits(inputs).dtype == np.float32
+
+
+def test_the_process_of_a_gpu_works_in_a_queue_of_its_own(folders, tmp_path, monkeypatch):
+    device, opened, said = Recording(), [], io.StringIO()
+    monkeypatch.setattr(timed, "open_device", lambda name: device)
+    monkeypatch.setattr(timed, "find_engine", lambda folder, engine: engine)
+
+    def fake(folder, engine, opening):
+        opened.append((folder.name, engine, opening))
+        return load(folders["onnxruntime"], threads=1)
+
+    monkeypatch.setattr(timed, "open_predictor", fake)
+    rows = write_rows(tmp_path / "rows", TEXTS[:2])
+    line = timed_command(
+        folders["onnxruntime"], engine="tensorrt", threads=2, rows=rows, device="gpu", precision="fp16"
+    )
+    timed.serve(line[4:], io.StringIO('{"rows": [0], "work": {"clock": "event"}}\n{"quit": true}\n'), said)
+    assert opened == [("onnx", "tensorrt", Opening(threads=2, device="gpu", precision="fp16", stream=7))]
+    assert device.asked == ["queue", "synchronise", "event", "event", "wait"]
+    assert json.loads(said.getvalue().splitlines()[1]) == {"ns": [1]}
 
 
 def test_an_empty_process_takes_less_memory_than_one_with_a_model(folders, tmp_path):
