@@ -96,14 +96,13 @@ def timed_once(folders: dict[str, Path], rows: Path, count: int, settings: dict[
     """One run: ratios to the reference with intervals, verdicts, and the medians of each round in milliseconds."""
     from compressor.bench.isolation import Command, time_in_turn
     from compressor.bench.statistics import Interval, p50_by_round, ratio_interval, speed_verdict
-    from compressor.report.workloads import environment
-    from compressor.runtime.timed import timed_command
+    from compressor.runtime.timed import timed_command, timed_environment
 
     threads = settings["threads"]
     commands = []
     for name, folder in folders.items():
         line = timed_command(folder, engine="onnxruntime", threads=threads, rows=rows)
-        commands.append(Command(name, tuple(line), environment(threads)))
+        commands.append(Command(name, tuple(line), timed_environment(threads)))
     began = time.monotonic()
     timing = time_in_turn(
         commands, rows=count, rounds=settings["rounds"], threads=threads, slot_seconds=settings["slot_seconds"]

@@ -33,8 +33,8 @@ from compressor.bench.machine import fingerprint
 from compressor.bench.statistics import Interval, median_interval, p50_by_round, ratio_interval
 from compressor.bench.timer import time_calls
 from compressor.model.manifest import Shapes, read_manifest
-from compressor.report.workloads import environment
 from compressor.runtime.onnx import session
+from compressor.runtime.timed import timed_environment
 
 RESULT = Path(__file__).resolve().parent / "results" / "ceiling.json"
 WANTED = {16: 0.6, 32: 0.7, 128: 0.85}
@@ -111,7 +111,9 @@ def serve(file: Path, tokens: int, threads: int) -> None:
 def command(name: str, file: Path, tokens: int, threads: int) -> Command:
     """What starts such a process."""
     script = (sys.executable, "-P", str(Path(__file__).resolve()), str(file))
-    return Command(name, (*script, "--serve", "--tokens", str(tokens), "--threads", str(threads)), environment(threads))
+    return Command(
+        name, (*script, "--serve", "--tokens", str(tokens), "--threads", str(threads)), timed_environment(threads)
+    )
 
 
 def measured(folder: Path, tokens: list[int], *, threads: int, rounds: int) -> dict[str, Any]:

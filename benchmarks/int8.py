@@ -41,8 +41,7 @@ from compressor.data.encode import open_encoder
 from compressor.data.rows import DataSets
 from compressor.device import has_vnni
 from compressor.report.subjects import draw_texts
-from compressor.report.workloads import environment
-from compressor.runtime.timed import timed_command, write_rows
+from compressor.runtime.timed import timed_command, timed_environment, write_rows
 
 RESULTS = ROOT / "benchmarks" / "results" / "int8.jsonl"
 AGAIN = "fp32/aa"
@@ -141,7 +140,7 @@ def command(name: str, subject: Subject, rows: Path, tokens: Path, *, work: Path
     return Command(
         name,
         tuple(timed_command(file.parent, engine="onnxruntime", threads=threads, rows=rows)),
-        environment(threads),
+        timed_environment(threads),
     )
 
 

@@ -224,6 +224,22 @@ def has_vnni() -> bool:
     return bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 
 
+ISA_FLAGS: dict[str, frozenset[str]] = {
+    "amx": frozenset({"amx_int8"}),
+    "vnni": frozenset({"avx512_vnni", "avx_vnni"}),
+    "arm64_i8mm": frozenset({"i8mm"}),
+    "arm64_dotprod": frozenset({"asimddp"}),
+    "avx512": frozenset({"avx512bw"}),
+    "avx2": frozenset({"avx2"}),
+}
+"""Instructions for products of bytes, the best first, to what Linux calls them."""
+
+
+def cpu_isa() -> str | None:
+    """The instructions of this processor for products of bytes, as bench.settings.Isa; None where none is known."""
+    return next((name for name, flags in ISA_FLAGS.items() if cpu_flags() & flags), None)
+
+
 def native_bf16(name: str = "cpu") -> bool:
     """True where the device multiplies bf16 itself; elsewhere bf16 is far slower than fp32."""
     if name == "cpu":

@@ -23,7 +23,9 @@ rows are cut or repeated."""
 TargetEngine = Literal["onnxruntime", "torch", "openvino", "tensorrt", "fastest"]
 """What may run a model at a target; `fastest` measures those that can, and keeps the fastest."""
 Isa = Literal["avx2", "avx512", "vnni", "amx", "arm64_dotprod", "arm64_i8mm"]
-"""Instructions for products of bytes; the same names as quantize.settings.Isa, which this room may not import."""
+"""Instructions for products of bytes, as device.cpu_isa names them."""
+EXACT_SUMS: frozenset[Isa] = frozenset({"vnni", "amx", "arm64_dotprod", "arm64_i8mm"})
+"""Where four u8 x s8 products are summed in 32 bits; elsewhere pairs are summed in 16 and can saturate."""
 ENGINES_OF: dict[str, tuple[TargetEngine, ...]] = {
     "cpu": ("onnxruntime", "torch", "openvino", "fastest"),
     "gpu": ("onnxruntime", "torch", "tensorrt", "fastest"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,7 @@ from compressor.device import machine_id, usable_threads
 from compressor.quantize.settings import Choice, Scheme
 from compressor.quantize.trials import Trial
 from compressor.runtime.predictor import MODEL_FILE
-from compressor.runtime.timed import timed_command, write_rows
+from compressor.runtime.timed import timed_command, timed_environment, write_rows
 from compressor.stage import Progress, silent
 
 ROUNDS = 15
@@ -103,7 +102,7 @@ def time_side_by_side(
             Command(
                 name,
                 tuple(timed_command(folder, engine="onnxruntime", threads=threads, rows=rows)),
-                _environment(threads),
+                timed_environment(threads),
             )
             for name, folder in folders.items()
         ]
@@ -177,15 +176,3 @@ def choose(tried: Sequence[Candidate], choice: Choice, times: Times | None = Non
     if kept is not fastest:
         words = f"most accurate of {len(as_fast)} that are as fast as the fastest, {words.partition(', ')[2]}"
     return kept, words
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """Variables of a timed process: its thread count, no network, and where this package lies."""
-    home = str(Path(__file__).resolve().parents[2])
-    known = os.environ.get("PYTHONPATH")
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join([home, known]) if known else home,
-    }

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
-import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx import TensorProto as Tensor
 
 from compressor.errors import StageError
+from compressor.model.graph_file import open_graph
 from compressor.quantize.embeddings import integer_embeddings
 from compressor.quantize.material import Material
 from compressor.quantize.products import clean, integer_products
@@ -39,7 +39,7 @@ def dynamic(
     Raises: StageError when no product of the graph became INT8 although none was to stay in float; InputError where
         calibration rows are too few or give values that are not finite.
     """
-    graph = smoothed(material, settings) if even else onnx.load(str(material.folder / MODEL_FILE))
+    graph = smoothed(material, settings) if even else open_graph(material.folder / MODEL_FILE)
     result = write_int8(graph, reduce_range=material.reduce_range, float_nodes=float_nodes)
     if not float_nodes and not integer_products(result):
         raise StageError("quantization left every product of the graph in fp32; the graph holds no fused encoder")

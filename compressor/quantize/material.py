@@ -66,11 +66,12 @@ def calibration_texts(data: Any, settings: Calibrate, *, seed: int) -> list[Text
     Raises: InputError where there is no such row.
     """
     parts = {"train": (data.train,), "unlabelled": (data.unlabelled,), "both": (data.train, data.unlabelled)}
-    texts: list[Text] = [text for rows in parts[settings.source] for text in rows.texts]
+    source = settings.source or ("train" if len(set(data.train.texts)) > 1 else "both")
+    texts: list[Text] = [text for rows in parts[source] for text in rows.texts]
     if not texts:
         raise InputError(
-            f"quantize.calibrate.from is {settings.source}, and the data holds no such rows; write from: "
-            f"{'train' if settings.source == 'unlabelled' else 'both'}, or give rows in `data`"
+            f"quantize.calibrate.from is {source}, and the data holds no such rows; write from: "
+            f"{'train' if source == 'unlabelled' else 'both'}, or give rows in `data`"
         )
     order = np.random.default_rng([seed, 8]).permutation(len(texts))[: settings.rows]
     return [texts[int(place)] for place in order]

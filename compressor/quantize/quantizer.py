@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import onnx
 from onnx import ModelProto
 
 from compressor.data.encode import open_encoder
 from compressor.data.encoded import collate
 from compressor.data.rows import DataSets, open_data
-from compressor.device import has_vnni
+from compressor.device import cpu_isa, has_vnni
 from compressor.errors import InputError, StageError
 from compressor.export.exporter import Exporter
 from compressor.export.folder import deploy
+from compressor.model.graph_file import model_file, open_graph, require_bert
 from compressor.model.manifest import read_manifest
 from compressor.quantize.choice import TIMES_FILE, Candidate, Times, choose, times_once
 from compressor.quantize.material import Material, calibration_texts, unheard
@@ -162,7 +162,7 @@ class Quantizer:
         trials = Trials(
             source,
             data=data,
-            manifest=replace(read_manifest(source), precision="int8", isa=self.isa),
+            manifest=replace(read_manifest(source), precision="int8", isa=self._made_for()),
             work=work,
             precise=not self.reduce_range and not has_vnni(),
             accept=accept,
@@ -176,6 +176,12 @@ class Quantizer:
         (source if kept is None else _made(work, kept.scheme)).replace(out)
         shutil.rmtree(work)
         return out
+
+    def _made_for(self) -> str | None:
+        """The instructions that the weights are right for: a file for exact sums must not saturate elsewhere unseen."""
+        if self.isa is None and not self.reduce_range and not has_vnni():
+            return "vnni"
+        return self.isa or cpu_isa()
 
     def _check_torch(self) -> None:
         """InputError where a scheme needs safetensors and there are none."""
@@ -191,7 +197,9 @@ class Quantizer:
         if self.exported is None and self._torch_folder is not None:
             return Exporter(self.model, data=self.data, progress=self.progress).export(folder)
         there = self.exported or self.model
-        return deploy(there / MODEL_FILE, there, folder, manifest=read_manifest(there))
+        file = model_file(there) or there / MODEL_FILE
+        require_bert(open_graph(file), where=str(file))
+        return deploy(file, there, folder, manifest=read_manifest(there))
 
     def _material(self, source: Path, data: DataSets, work: Path) -> Material:
         graphs: list[ModelProto] = []
@@ -294,7 +302,7 @@ class Quantizer:
             material,
             settings,
             base=lambda nodes: self._graph(of, material, float_nodes=nodes),
-            graph=material.raw() if self.target == "tensorrt" else onnx.load(str(material.folder / MODEL_FILE)),
+            graph=material.raw() if self.target == "tensorrt" else open_graph(material.folder / MODEL_FILE),
             trials=trials,
         )
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from compressor.bench.settings import EXACT_SUMS as EXACT_SUMS
 from compressor.bench.settings import Isa as Isa
 from compressor.data.settings import Mix
 from compressor.distill.settings import Terms
@@ -21,9 +22,6 @@ Choice = Literal["fastest", "smallest", "most_accurate"]
 RunsOn = Literal["cpu", "cuda", "tensorrt"]
 """What will run the model; onnxruntime's CUDA provider has no kernels for INT8."""
 
-EXACT_SUMS: frozenset[Isa] = frozenset({"vnni", "amx", "arm64_dotprod", "arm64_i8mm"})
-"""Where four u8 x s8 products are summed in 32 bits; elsewhere pairs are summed in 16 and can saturate."""
-
 RangeMethod = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 """How the range of an activation is taken from the calibration rows; ranges.RANGES holds one function for each."""
 
@@ -31,8 +29,9 @@ RangeMethod = Literal["minmax", "moving_average", "percentile", "entropy", "mse"
 class Calibrate(Settings):
     """Rows and method from which static INT8 takes the range of each activation."""
 
-    source: Literal["train", "unlabelled", "both"] = Field("train", alias="from")
-    """Which rows; never those of `select` or `test`, which judge the result."""
+    source: Literal["train", "unlabelled", "both"] | None = Field(None, alias="from")
+    """Which rows, never those of `select` or `test`, which judge the result; train unless given, unlabelled ones where
+    train has fewer than two."""
     rows: Annotated[Integer, Field(ge=2)] = 256
     """How many at most, drawn with the run's seed; ranges change little beyond a few hundred."""
     method: RangeMethod = "minmax"

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from compressor.errors import StageError
+from compressor.model.graph_file import open_graph
 from compressor.quantize.embeddings import integer_embeddings
 from compressor.quantize.material import Material
 from compressor.quantize.products import clean
@@ -36,7 +36,7 @@ def weight_only(material: Material, settings: WeightOnly, *, float_nodes: Collec
         float_nodes: names of MatMul, Gemm and Attention nodes that keep fp32 weights.
     Raises: StageError where the graph has no product to shrink.
     """
-    model = shrink(onnx.load(str(material.folder / MODEL_FILE)), settings, float_nodes=float_nodes)
+    model = shrink(open_graph(material.folder / MODEL_FILE), settings, float_nodes=float_nodes)
     integer_embeddings(model)
     return model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +48,7 @@ class Desk:
 
     def command(self, name: str, threads: int) -> Command:
         """What starts a subject with so many threads."""
-        from compressor.runtime.timed import timed_command
+        from compressor.runtime.timed import timed_command, timed_environment
 
         line = timed_command(
             self.subjects[name].folder,
@@ -59,11 +58,11 @@ class Desk:
             device=self.target.device,
             precision=self.target.precision,
         )
-        return Command(name, tuple(line), environment(threads))
+        return Command(name, tuple(line), timed_environment(threads))
 
     def time(self, *, scenarios: bool) -> Timing:
         """Raw samples of all work asked for, and with `scenarios` of those too (on the processor alone)."""
-        from compressor.runtime.timed import empty_command
+        from compressor.runtime.timed import empty_command, timed_environment
 
         timing = time_in_turn(
             [self.command(name, self.threads) for name in self.subjects],
@@ -71,7 +70,7 @@ class Desk:
             rounds=self.benchmark.rounds,
             threads=self.threads,
             more=self.further_work(),
-            empty=Command("nothing", tuple(empty_command(self.target.engine)), environment(self.threads)),
+            empty=Command("nothing", tuple(empty_command(self.target.engine)), timed_environment(self.threads)),
             looks=1 if self.twin is None else self.looks,
             undecided=self.undecided,
             progress=self.progress,
@@ -231,15 +230,3 @@ def check_targets(benchmark: Benchmark, targets: Mapping[str, Target]) -> None:
     for name in benchmark.targets:
         if name not in targets:
             raise InputError(f"benchmark.targets: no target {name!r}; there are {', '.join(targets)}")
-
-
-def environment(threads: int) -> dict[str, str]:
-    """Variables of a timed process: its thread count, no network, and where this package lies."""
-    home = str(Path(__file__).resolve().parents[2])
-    known = os.environ.get("PYTHONPATH")
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join([home, known]) if known else home,
-    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from compressor.runtime.engine import Cast, Opened, Opening
 from compressor.runtime.openvino import INSTALL
 from compressor.runtime.predictor import PLACES, Predictor, find_engine, open_predictor
 from compressor.runtime.providers import CUDA, TENSORRT, require_provider
-from compressor.runtime.timed import timed_command, write_rows
+from compressor.runtime.timed import timed_command, timed_environment, write_rows
 from compressor.stage import Decision, Progress, silent
 
 if TYPE_CHECKING:
@@ -193,10 +192,7 @@ def _command(folder: Path, name: Opened, opening: Opening, threads: int, rows: P
     line = timed_command(
         folder, engine=name, threads=threads, rows=rows, device=opening.device, precision=opening.precision
     )
-    home = str(Path(__file__).resolve().parents[2])
-    known = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([home, known]) if known else home
-    return Command(name, tuple(line), {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path})
+    return Command(name, tuple(line), timed_environment(threads))
 
 
 def chosen_of(engines: Sequence[Opened], timing: Timing, refused: Mapping[str, str]) -> EngineChoice:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
+from compressor.bench.settings import EXACT_SUMS
 from compressor.data.encode import Encoded, collate, open_encoder
+from compressor.device import has_vnni
 from compressor.errors import InputError
 from compressor.model.graph_file import MODEL_FILE as MODEL_FILE
 from compressor.model.graph_file import model_file
@@ -211,7 +213,9 @@ def _open_onnx(folder: Path, opening: Opening) -> Engine:
         from compressor.runtime.providers import open_cuda
 
         return open_cuda(folder, opening)
-    return OnnxEngine(model_file(folder) or folder / MODEL_FILE, threads=opening.threads, spinning=opening.spinning)
+    file, isa = model_file(folder) or folder / MODEL_FILE, read_manifest(folder).isa
+    precise = isa in EXACT_SUMS and not has_vnni()  # its weights would saturate here
+    return OnnxEngine(file, threads=opening.threads, spinning=opening.spinning, precise=precise)
 
 
 def _open_torch(folder: Path, opening: Opening) -> Engine:

@@ -54,6 +54,18 @@ def empty_command(engine: EngineName) -> list[str]:
     return [*START, "--engine", engine, "--empty"]
 
 
+def timed_environment(threads: int) -> dict[str, str]:
+    """Variables of a timed process: its thread count, no network, and where this package lies."""
+    home = str(Path(__file__).resolve().parents[2])
+    known = os.environ.get("PYTHONPATH")
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join([home, known]) if known else home,
+    }
+
+
 def write_rows(path: Path, texts: Iterable[Text]) -> Path:
     """The path, with one JSON a line: a text, or a list of the two texts of a pair."""
     path.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")

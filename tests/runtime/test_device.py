@@ -1,10 +1,13 @@
 """The device protocol: marks in a queue, their distance, and that both devices have all of it."""
 
 import contextlib
+from typing import get_args
 
 import pytest
 import torch
 
+from compressor import device
+from compressor.bench.settings import EXACT_SUMS, Isa
 from compressor.device import DEVICES, Cpu, Device, Gpu, open_device
 from compressor.errors import InputError
 
@@ -86,3 +89,22 @@ def test_marks_on_a_gpu_are_recorded_at_once_and_waited_for_when_read(monkeypatc
         assert device.nanoseconds(start, end) == 2_000_000
     assert cuda.asked[3:] == ["wait for 2", "out"]
     assert isinstance(Cpu(), Cpu)
+
+
+@pytest.mark.parametrize(
+    ("flags", "isa"),
+    [
+        ({"sse4_2", "avx2"}, "avx2"),
+        ({"avx2", "avx512bw"}, "avx512"),
+        ({"avx2", "avx_vnni"}, "vnni"),
+        ({"avx2", "avx512bw", "avx512_vnni", "amx_int8"}, "amx"),
+        ({"asimd", "asimddp"}, "arm64_dotprod"),
+        ({"asimd", "asimddp", "i8mm"}, "arm64_i8mm"),
+        ({"sse2"}, None),
+    ],
+)
+def test_the_best_instructions_for_bytes_are_named_and_agree_with_how_sums_are_made(monkeypatch, flags, isa):
+    monkeypatch.setattr(device, "cpu_flags", lambda: frozenset(flags))
+    assert device.cpu_isa() == isa
+    assert set(device.ISA_FLAGS) == set(get_args(Isa))
+    assert device.has_vnni() == (isa in EXACT_SUMS)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,9 @@ import compressor
 from compressor.data.rows import Rows
 from compressor.errors import InputError
 from compressor.export.exporter import Exporter
+from compressor.model.manifest import read_manifest
 from compressor.quantize.quantizer import Quantizer
+from compressor.runtime import predictor
 from compressor.runtime.predictor import find_engine, load
 
 
@@ -162,3 +165,18 @@ def test_an_onnx_folder_is_answered_without_torch_or_transformers(folders):
     env = {**os.environ, "PYTHONPATH": str(Path(compressor.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("isa", "exact_here", "precise"), [("vnni", False, True), ("avx2", False, False), ("vnni", True, False)]
+)
+def test_a_file_for_exact_sums_is_summed_exactly_where_the_cpu_would_saturate(
+    folders, tmp_path, monkeypatch, isa, exact_here, precise
+):
+    asked = []
+    shutil.copytree(folders["int8"], tmp_path / "int8")
+    replace(read_manifest(tmp_path / "int8"), isa=isa).write(tmp_path / "int8")
+    monkeypatch.setattr(predictor, "has_vnni", lambda: exact_here)
+    monkeypatch.setattr(predictor, "OnnxEngine", lambda *_given, **named: asked.append(named["precise"]))
+    load(tmp_path / "int8")
+    assert asked == [precise]
