@@ -3,7 +3,7 @@
     python benchmarks/calibration.py --model runs/teacher-movies/stages/teacher/onnx [--rows 100 10000] [--only memory]
 
 `--model` is a folder with the fused fp32 model.onnx of a classifier of the movie snippets. Memory is the peak of a
-process of its own for each number of rows, drawn from train and pool. Answers are compared on the 1,000 rows of
+process of its own for each number of rows, drawn from all there are. Answers are compared on the 1,000 rows of
 `select`, with weights for processors whose sums saturate (reduce_range) as this one sums, and for the default method
 without, in sums that do not saturate. One thread.
 Prints a line a measurement and writes benchmarks/results/calibration.json.
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,7 +29,7 @@ import onnx
 from movies import gain, movies
 
 from compressor.data.encode import collate, open_encoder
-from compressor.data.rows import DataSets
+from compressor.data.rows import DataSets, Rows
 from compressor.device import cpu_name
 from compressor.quantize.calibration import summaries
 from compressor.quantize.embeddings import integer_embeddings
@@ -66,6 +67,9 @@ def material(folder: Path, data: DataSets, settings: Calibrate, *, alpha: float 
 def peak_bytes(folder: Path, rows: int) -> dict[str, int]:
     """Peak memory of this process after static INT8 with so many calibration rows, and how many there were."""
     data = movies()
+    assert data.test is not None
+    others = (*data.unlabelled.texts, *data.select.texts, *data.test.texts)  # nothing is judged here: only memory
+    data = replace(data, unlabelled=Rows(others, (None,) * len(others)))
     settings = Calibrate.model_validate({"from": "both", "rows": rows})
     given = material(folder, data, settings, alpha=None)
     static(given, settings)

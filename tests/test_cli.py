@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,7 +86,20 @@ def test_help_shows_the_recipes_options_and_the_verbs():
 
 
 def test_there_are_no_stubs_among_the_verbs():
-    wanted = {"report", "why", "push", "schema", "init", "doctor", "bench", "inspect", "diff", "verify", "score"}
+    wanted = {
+        "report",
+        "why",
+        "push",
+        "schema",
+        "init",
+        "doctor",
+        "bench",
+        "inspect",
+        "diff",
+        "verify",
+        "score",
+        "folds",
+    }
     assert set(verbs()) == wanted
 
 
@@ -304,6 +318,34 @@ def test_doctor_tells_python_processor_threads_cache_and_pip(project):
     for word in ("python", "processor", "threads", "cache", "pip", "runs"):
         assert f"  {word}" in result.stdout
     assert result.exit_code == (2 if "\nfail" in result.stdout else 0)
+
+
+def test_doctor_lists_the_engines_that_are_installed(monkeypatch):
+    versions = {"torch": "2.13.0+cpu"}
+
+    def version(name):
+        if name not in versions:
+            raise doctor.importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", version)
+    onnx, torch, openvino = doctor.engines()
+    assert (onnx.state, onnx.subject) == ("ok", "engine")
+    assert re.fullmatch(r"onnxruntime [0-9.]+, providers .*CPU.*", onnx.words)
+    assert (torch.state, torch.words) == ("ok", "torch 2.13.0+cpu, on the CPU")
+    assert openvino.state == "note"
+    assert openvino.words.startswith("openvino is not installed; pip install 'bert-compressor[openvino]'")
+    versions["openvino"] = "2026.4.0"
+    assert doctor.engines()[2].words == "openvino 2026.4.0, on the CPU"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert doctor.engines()[0].state == "fail"
+
+
+def test_doctor_does_not_load_torch():
+    code = "import sys\nfrom compressor.runner.doctor import engines\nengines()\n"
+    code += "assert not {'torch', 'openvino', 'transformers'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_doctor_names_a_missing_and_an_old_library(monkeypatch):

@@ -101,6 +101,7 @@ def light_modules() -> list[str]:
         "train/schedules.py",
         "distill/layer_map.py",
         "distill/cache_plan.py",
+        "quantize/targets.py",
         "model/digest.py",
         "model/manifest.py",
         "model/student_shapes.py",

@@ -1,4 +1,4 @@
-"""The verbs that measure and compare: bench, inspect, diff, verify, score."""
+"""The verbs that measure and compare: bench, inspect, diff, verify, score, folds."""
 
 from __future__ import annotations
 
@@ -221,3 +221,37 @@ def _named(found: dict[str, Any], model: str, against: str) -> dict[str, Any]:
 
 def _as_json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+@app.command("folds")
+def folds_command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
+    k: Annotated[int, typer.Option("--k", metavar="K", help="Number of folds; each is a run of the recipe.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the result; runs/<name>-folds unless given.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score RECIPE on all its labelled rows, where they are few.
+
+    The rows are divided into folds, and each is answered by a run of the recipe on the others. Finished folds are
+    skipped. Exit code 3 where a gate or the budget's scores failed.
+    """
+    with Ending(out):
+        from compressor.recipe.recipe import Recipe
+        from compressor.runner.folds import run_folds
+
+        with working(quiet=quiet, as_json=as_json) as display:
+            result = run_folds(Recipe.load(recipe, sets or ()), out, k=k, progress=display, say=display.say)
+        if as_json:
+            print(_as_json(result.found.to_dict()), end="")
+        else:
+            print(result.found.text(), end="")
+            print(f"folds: {result.folder / 'folds.md'}")
+        if result.message:
+            complain(result.message)
+    raise typer.Exit(result.exit_code)

@@ -36,6 +36,9 @@ HERE = Path(__file__).resolve().parent
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 GRAPHS = {"int8": "model_quantized", "fp16": "model_fp16", "bf16": "model_bf16"}
 """Name of the graph below onnx/ by its precision, where it does not lie beside this file."""
+EXACT = ("vnni", "amx", "arm64_dotprod", "arm64_i8mm")
+"""Processors whose INT8 sums do not saturate: a file made for them needs slower sums on others."""
+EXACT_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 
 
 class InputError(Exception):
@@ -60,6 +63,8 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        if about.get("isa") in EXACT and not EXACT_FLAGS & cpu_flags():
+            options.add_session_config_entry("session.x64quantprecision", "1")  # slower, and as it was tested
         self.session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         self.inputs = [each.name for each in self.session.get_inputs()]
 
@@ -80,6 +85,15 @@ def require(folder: Path, *names: str) -> None:
     for name in names:
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no {name}; predict.py must lie in the folder it was written to")
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of the processor as Linux names them; empty where it does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return set(next((line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features"))), "").split())
 
 
 def read_lines(stream: BinaryIO) -> Iterator[str]:

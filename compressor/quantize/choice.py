@@ -41,6 +41,8 @@ class Candidate:
     """Size of model.onnx."""
     integer_products: int = 0
     """Operators of the graph that multiply in INT8."""
+    products: int = 0
+    """All operators that multiply with weights."""
     kept_in_float: tuple[str, ...] = ()
     """Products left in float, in words."""
     reduce_range: bool = False

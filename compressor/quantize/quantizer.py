@@ -15,6 +15,7 @@ from compressor.data.encoded import collate
 from compressor.data.rows import DataSets, open_data
 from compressor.device import cpu_isa, has_vnni
 from compressor.errors import InputError, StageError
+from compressor.export.audit import audit_int8
 from compressor.export.exporter import Exporter
 from compressor.export.folder import deploy
 from compressor.model.graph_file import model_file, open_graph, require_bert
@@ -24,7 +25,7 @@ from compressor.quantize.material import Material, calibration_texts, unheard
 from compressor.quantize.mixed import check_keep
 from compressor.quantize.products import integer_products
 from compressor.quantize.qat import traced
-from compressor.quantize.schemes import SCHEMES, check_target, need_torch, reduced_range
+from compressor.quantize.schemes import SCHEMES
 from compressor.quantize.settings import (
     Calibrate,
     Choice,
@@ -36,6 +37,7 @@ from compressor.quantize.settings import (
     Smooth,
     WeightOnly,
 )
+from compressor.quantize.targets import check_target, need_torch, reduced_range
 from compressor.quantize.trials import Limits, Trials
 from compressor.runtime.onnx import Inputs
 from compressor.runtime.predictor import MODEL_FILE, find_engine
@@ -276,6 +278,7 @@ class Quantizer:
             trial=trial,
             bytes=(folder / MODEL_FILE).stat().st_size,
             integer_products=integer_products(graph),
+            products=audit_int8(graph, read_manifest(material.folder).shapes).products,
             kept_in_float=kept_in_float,
             reduce_range=self.reduce_range,
             refused=trial.because,

@@ -30,8 +30,8 @@ class Calibrate(Settings):
     """Rows and method from which static INT8 takes the range of each activation."""
 
     source: Literal["train", "unlabelled", "both"] | None = Field(None, alias="from")
-    """Which rows, never those of `select` or `test`, which judge the result; train unless given, unlabelled ones where
-    train has fewer than two."""
+    """Which rows, never those of `select` or `test`, which judge the result; train unless given, both where train has
+    fewer than two different ones."""
     rows: Annotated[Integer, Field(ge=2)] = 256
     """How many at most, drawn with the run's seed; ranges change little beyond a few hundred."""
     method: RangeMethod = "minmax"

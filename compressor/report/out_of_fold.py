@@ -1,4 +1,4 @@
-"""What models answered to rows that they never saw, over all folds: scores, their difference, and the page that says it."""
+"""What models answered to rows that they never saw, over all folds: scores, their difference, and how it is shown."""
 # N rows of all folds together
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from compressor.report.markdown import escaped, fenced, table
 from compressor.report.table import WIDTH
 
 TEACHER = "teacher"
-FINAL = "final"
-HEADS = ("", "rows", "teacher %", "final %", "drop (pp)", "agreement %", "final is")
+HEADS = ("", "rows", "teacher %", "final %", "drop (pp)", "agreement %")
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,9 @@ class OutOfFold:
 
     def sentences(self) -> tuple[str, ...]:
         """What the tables leave out: flips, agreement, and each limit of the budget."""
-        counts = self.flips
+        counts, stages = self.flips, ", ".join(dict.fromkeys(one.stage for one in self.folds))
         found = [
+            f"the final model is that of stage {stages}",
             f"{counts.won} rows fixed and {counts.lost} broken by the final model (McNemar p {self.p_value:.2g}), "
             f"{counts.both} right and {counts.neither} wrong in both",
         ]
@@ -127,9 +127,8 @@ class OutOfFold:
     def _table(self) -> list[tuple[str, ...]]:
         """All rows, then each fold, in the order of HEADS."""
         every = (_points(one) for one in (self.teacher, self.final, self.drop, self.agreement))
-        stages = ", ".join(dict.fromkeys(one.stage for one in self.folds))
         return [
-            ("all folds", f"{self.rows:,}", *every, stages),
+            ("all folds", f"{self.rows:,}", *every),
             *(_fold_cells(number, one) for number, one in enumerate(self.folds, 1)),
         ]
 
@@ -210,8 +209,8 @@ def _doubts(parts: Sequence[FoldAnswers]) -> list[str]:
         found.append(f"The folds' final models are of different stages: {', '.join(stages)}.")
     share = 1 - 1 / len(parts)
     found.append(
-        f"Each fold is one training with one seed on about {100 * share:.0f} % of the rows: the intervals are over rows "
-        "and leave out how trainings differ, and a model made of all rows is another one."
+        f"Each fold is one training with one seed on about {100 * share:.0f} % of the rows: the intervals are over "
+        "rows and leave out how trainings differ, and a model made of all rows is another one."
     )
     return found
 
@@ -223,7 +222,7 @@ def _title(found: OutOfFold) -> str:
 
 def _fold_cells(number: int, one: FoldRow) -> tuple[str, ...]:
     shares = (one.teacher, one.final, one.teacher - one.final, one.agreement)
-    return (f"fold {number}", f"{one.rows:,}", *(_tidy(share) for share in shares), one.stage)
+    return (f"fold {number}", f"{one.rows:,}", *(_tidy(share) for share in shares))
 
 
 def _points(figure: Interval | Score) -> str:

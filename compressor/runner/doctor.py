@@ -1,4 +1,4 @@
-"""What `compress doctor` finds out about this machine; never the network, and no heavy import."""
+"""What `compress doctor` finds out about this machine; never the network, and of large libraries onnxruntime alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from compressor.device import cpu_flags, cpu_name, has_vnni, native_bf16, usable_threads
+from compressor.device import cpu_flags, cpu_name, has_vnni, native_bf16, training_device, usable_threads
 from compressor.sources.cache import cache_folder
 
 DISTRIBUTION = "bert-compressor"
@@ -31,10 +31,11 @@ class Finding:
 
 
 def findings(*, folder: Path) -> list[Finding]:
-    """Python, libraries, processor, threads, cache, pip and write access to `folder`, in that order."""
+    """Python, libraries, engines, processor, threads, cache, pip and write access to `folder`, in that order."""
     return [
         _python(),
         *_libraries(),
+        *engines(),
         *_processor(),
         _threads(),
         _writable("cache", cache_folder(), "set COMPRESSOR_CACHE to a folder that can be written"),
@@ -85,12 +86,44 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
+def engines() -> list[Finding]:
+    """What can run a model here: onnxruntime with its providers, torch, and OpenVINO where it is installed."""
+    found = [_onnxruntime()]
+    torch = _version("torch")
+    if torch is not None:
+        where = "the CPU and an NVIDIA device" if training_device() == "gpu" else "the CPU"
+        found.append(Finding("ok", "engine", f"torch {torch}, on {where}"))
+    openvino = _version("openvino")
+    words = "openvino is not installed; pip install 'bert-compressor[openvino]' where you want it"
+    if openvino is not None:
+        words = f"openvino {openvino}, on the CPU"
+    return [*found, Finding("note" if openvino is None else "ok", "engine", words)]
+
+
+def _onnxruntime() -> Finding:
+    """The version of onnxruntime and its providers, which it tells once it is loaded."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return Finding("fail", "engine", f"onnxruntime cannot be loaded ({error}); run pip install onnxruntime")
+    names = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+    return Finding("ok", "engine", f"onnxruntime {onnxruntime.__version__}, providers {names}")
+
+
+def _version(name: str) -> str | None:
+    """Of an installed distribution; None where it is missing."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _processor() -> list[Finding]:
     flags = [flag for flag in SPEED_FLAGS if flag in cpu_flags()]
     speaks = ", ".join(flags) or "none of the instruction sets that matter are known"
     found = [Finding("ok", "processor", f"{cpu_name()} ({speaks})")]
     if not has_vnni():
-        found.append(Finding("note", "INT8", "no VNNI here: quantization keeps 7-bit weights and gains less speed"))
+        found.append(Finding("note", "INT8", "no VNNI here: INT8 weights fit into sums of 16 bits; less speed gained"))
     if not native_bf16():
         found.append(Finding("note", "bf16", "not native here: precision auto trains in fp32"))
     return found

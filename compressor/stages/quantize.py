@@ -10,6 +10,7 @@ from pydantic import Field
 from compressor.device import has_vnni, machine_id, native_bf16
 from compressor.distill.settings import TeacherChoice
 from compressor.quantize.settings import Calibrate, Choice, Isa, Mixed, Qat, RunsOn, Scheme, Smooth, WeightOnly
+from compressor.quantize.targets import check_target
 from compressor.sources.settings import ModelSource, RowFile
 from compressor.stage import Job, Stage
 from compressor.stages.distill import part_of
@@ -77,8 +78,13 @@ class Quantize(Stage):
         return self.model_copy(update={"qat": self.qat.model_copy(update={"mix": upstream.mix})})
 
     def for_target(self, isa: Isa | None, target: RunsOn) -> Quantize:
-        """The stage for a processor and what runs the model there, where it does not name its own."""
-        return self.model_copy(update={"isa": self.isa or isa, "target": self.target or target})
+        """The stage for a processor and what runs the model there, where it does not name its own.
+
+        Raises: InputError for a scheme that cannot run there.
+        """
+        made = self.model_copy(update={"isa": self.isa or isa, "target": self.target or target})
+        check_target(made.try_, made.target or target, of=made.mixed.of)
+        return made
 
     def key_settings(self) -> dict[str, Any]:
         """Without the settings of schemes that are not tried."""

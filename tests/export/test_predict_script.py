@@ -1,9 +1,12 @@
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 from model_folders import TEXTS, write_classifier
 
@@ -159,3 +162,33 @@ def test_a_json_file_that_is_no_json_lines_is_not_taken_for_text(desk):
     code, answers, said = predict(desk, "rows.json")
     assert (code, answers) == (2, [])
     assert said.startswith("predict.py: line 1 must be a JSON object with review")
+
+
+@pytest.mark.parametrize(
+    ("isa", "flags", "slow"),
+    [
+        ("vnni", "avx2", True),
+        ("vnni", "avx2 avx512_vnni", False),
+        ("arm64_dotprod", "avx2", True),
+        ("avx2", "avx2", False),
+        (None, "avx2", False),
+    ],
+)
+def test_a_model_for_exact_sums_is_summed_exactly_everywhere(desk, tmp_path, monkeypatch, isa, flags, slow):
+    folder = shutil.copytree(desk / "final", tmp_path / "final")
+    about = json.loads((folder / "compressor.json").read_text())
+    (folder / "compressor.json").write_text(json.dumps({**about, "isa": isa}))
+    found = importlib.util.spec_from_file_location("script", folder / "predict.py")
+    script = importlib.util.module_from_spec(found)
+    found.loader.exec_module(script)
+    asked = []
+
+    class Options(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, key, value):
+            asked.append((key, value))
+            super().add_session_config_entry(key, value)
+
+    monkeypatch.setattr(script, "cpu_flags", lambda: set(flags.split()))
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+    script.Model(folder, 1)
+    assert asked == ([("session.x64quantprecision", "1")] if slow else [])

@@ -22,8 +22,9 @@ from compressor.quantize import quantizer
 from compressor.quantize.material import calibration_texts
 from compressor.quantize.products import integer_products
 from compressor.quantize.quantizer import Quantizer
-from compressor.quantize.schemes import SCHEMES, check_target, need_torch, reduced_range
+from compressor.quantize.schemes import SCHEMES
 from compressor.quantize.settings import EXACT_SUMS, Calibrate, Isa, Scheme
+from compressor.quantize.targets import check_target, need_torch, reduced_range
 from compressor.quantize.trials import Limits, Trial, agreement, require_related
 from compressor.runtime.predictor import load
 from compressor.stage import Outcome

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from compressor.data.settings import Mix
 from compressor.device import has_vnni, machine_id
+from compressor.errors import InputError
 from compressor.export.exporter import Exporter
 from compressor.model.manifest import read_manifest
 from compressor.recipe.recipe import Recipe
@@ -122,9 +123,16 @@ def test_the_stage_is_for_the_cpu_among_the_benchmarks_targets(desk):
     assert (made.isa, made.target) == ("avx2", "cpu")
     named = {**old, "stages": [{"id": "int8", "quantize": {"isa": "vnni"}}]}
     assert stages_of(recipe_with(desk, **named))[1].isa == "vnni"
-    assert stages_of(recipe_with(desk, benchmark={"targets": ["gpu"]}))[1].target == "cuda"
-    fast = {"targets": {"rt": {"device": "gpu", "engine": "tensorrt"}}, "benchmark": {"targets": ["rt"]}}
+    fixed = {"stages": [{"id": "int8", "quantize": {"try": ["static"]}}]}
+    fast = {"targets": {"rt": {"device": "gpu", "engine": "tensorrt"}}, "benchmark": {"targets": ["rt"]}, **fixed}
     assert stages_of(recipe_with(desk, **fast))[1].target == "tensorrt"
+
+
+def test_a_scheme_that_the_target_cannot_run_is_refused_before_anything_is_made(desk):
+    with pytest.raises(InputError, match=r"dynamic cannot run on a target with device gpu: .* precision: fp16"):
+        stages_of(recipe_with(desk, benchmark={"targets": ["gpu"]}))
+    light = {"benchmark": {"targets": ["gpu"]}, "stages": [{"id": "small", "quantize": {"try": ["weight_only"]}}]}
+    assert stages_of(recipe_with(desk, **light))[1].target == "cuda"
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +161,6 @@ def test_the_stage_leaves_an_int8_model_for_the_isa_and_nothing_else(run, tmp_pa
 
 
 def test_a_stage_for_a_gpu_through_cuda_is_refused(run, tmp_path):
-    from compressor.errors import InputError
 
     with pytest.raises(InputError, match="no INT8 kernels"):
         stage(target="cuda").run(job(tmp_path, run, []))
