@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -55,17 +55,9 @@ def why_command(
         if as_json:
             print(json.dumps(decisions, indent=2, ensure_ascii=False))
             return
-        if not decisions:
-            print(f"{stage} decided nothing: it did as the recipe says")
-        for decision in decisions:
-            print(f"{decision['kind']}: {_words(decision['chosen'])} because {decision['because']}")
-            for name in ("candidates", "cost"):
-                if decision.get(name) is not None:
-                    print(f"    {name}: {_words(decision[name])}")
+        from compressor.report.why import why
 
-
-def _words(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        print(why(stage, decisions), end="")
 
 
 @app.command("push")

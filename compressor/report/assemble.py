@@ -20,13 +20,14 @@ from compressor.evaluate.paired import agreement, drop, flips, score_interval
 from compressor.evaluate.settings import Budget
 from compressor.report.attribution import attributions, one_seed
 from compressor.report.doubts import doubts, machine_quality
-from compressor.report.latency import latency_rows, measured
+from compressor.report.latency import latency_rows, measured, placed
 from compressor.report.model import (
     Attribution,
     BudgetLine,
     Figure,
     LatencyRow,
     MetricFigure,
+    Quantization,
     Report,
     Resources,
     Step,
@@ -69,7 +70,9 @@ class Told:
     curves: Mapping[str, Any] = field(default_factory=dict)
     """Stage to a list of `{step, loss}`."""
     decisions: tuple[Mapping[str, Any], ...] = ()
-    """`{stage, kind, chosen, because}` of what was decided while distilling."""
+    """`{stage, kind, chosen, because}` of what was decided while distilling, and of engines chosen by time."""
+    quantization: tuple[Quantization, ...] = ()
+    """Of each quantize stage."""
 
 
 def assemble(
@@ -118,6 +121,7 @@ def assemble(
         curves=dict(told.curves),
         attribution=gained,
         decisions=tuple(dict(one) for one in told.decisions),
+        quantization=told.quantization,
         quality=machine_quality(told.machine, timings, noise),
         best=best,
     )
@@ -223,7 +227,8 @@ class _Facts:
         twin = Versus(drop=NOTHING, agreement=1.0, latency_ratio=_figure(noise))
         assert self.first is not None
         assert self.compared is not None
-        latency = (measured(self.first, self.compared, self.reference + CONTROL),)
+        row = measured(self.first, self.compared, self.reference + CONTROL)
+        latency = (placed(row, self.targets.get(self.first, Target()), again.precision),)
         name = self.reference + CONTROL
         return (
             again.model_copy(
@@ -250,6 +255,7 @@ class _Facts:
             benchmark=self.benchmark,
             engine=subject.engine,
             untimed=subject.untimed or self.untimed,
+            precision=subject.precision,
         )
 
     def resources(self, subject: Subject) -> Resources | None:

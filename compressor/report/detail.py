@@ -143,6 +143,8 @@ def times(report: Report) -> Section:
     heads = (
         "model",
         "how",
+        "runs on",
+        "clock",
         "batch",
         "length",
         "tokenizing",
@@ -165,9 +167,12 @@ def _time(row: SubjectRow, one: LatencyRow) -> tuple[Cell, ...]:
     limit = f"p99 within {one.limit_ms:g} ms" if one.limit_ms is not None else ""
     spent = f"{one.processes} processes" if one.processes > 1 else ""
     said_by = "; ".join(part for part in (spent, limit, one.reason) if part)
+    place = ", ".join(part for part in (one.device, one.engine, one.precision) if part)
     return (
         _name(row),
         Cell(how, note=said_by, tone="" if one.status == "measured" else "dim"),
+        Cell(place or "-"),
+        Cell(one.clock),
         number(one.batch, "d"),
         said(one.length),
         Cell("with" if one.end_to_end else "without"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from compressor.bench.isolation import Timing
 from compressor.bench.process import PLAIN, Work
 from compressor.bench.scenarios import Answered
-from compressor.bench.settings import Benchmark, Target
+from compressor.bench.settings import CASTING, Benchmark, Target
 from compressor.bench.statistics import median_interval, needs_samples, percentile, percentile_interval
 from compressor.device import usable_threads
 from compressor.report.model import LatencyRow, Scenario
@@ -25,6 +25,7 @@ def latency_rows(
     benchmark: Benchmark | None = None,
     engine: str = "onnxruntime",
     untimed: str = "no target of this engine was timed",
+    precision: str | None = None,
 ) -> tuple[LatencyRow, ...]:
     """Every row of one subject, the one that ratios are taken from first; never empty.
 
@@ -36,6 +37,7 @@ def latency_rows(
         benchmark: what was asked for; None asks for the targets that were timed, or else the first there is.
         engine: of the subject; a target of another one has no row.
         untimed: why there is no figure where a subject was not timed at all.
+        precision: of the model's file; None where it is not known.
     """
     names = list(timings) or list(targets)[:1] if benchmark is None else benchmark.targets
     rows: list[LatencyRow] = []
@@ -50,7 +52,18 @@ def latency_rows(
     if not rows:
         name, target = next(iter(targets.items()))
         rows = [_unmeasured(name, target.threads or usable_threads(), untimed)]
-    return tuple(rows)
+    return tuple(placed(row, targets.get(row.target, Target()), precision) for row in rows)
+
+
+def placed(row: LatencyRow, target: Target, precision: str | None) -> LatencyRow:
+    """The row with what runs the model at its target, and in which precision.
+
+    Args:
+        precision: of the model's file; an fp32 one is computed in the target's where that can be another.
+    """
+    casts = precision == "fp32" and (target.device, target.engine) in CASTING
+    here = {"device": target.device, "engine": target.engine, "precision": target.precision if casts else precision}
+    return row.model_copy(update=here)
 
 
 def _timed_rows(target: str, timing: Timing, key: str) -> Iterable[LatencyRow]:

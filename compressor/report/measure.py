@@ -26,6 +26,7 @@ from compressor.report.compare import open_rows, require_labels, scored_rows
 from compressor.report.depth import in_depth
 from compressor.report.disagreements import disagreements, write_disagreements
 from compressor.report.model import Report
+from compressor.report.saturation import with_saturation
 from compressor.report.subjects import Subject, score_subjects, time_subjects
 from compressor.stage import Progress, settings_of, silent
 
@@ -60,7 +61,7 @@ def measure(
         benchmark: what is timed beside single rows: grid, scenarios, price; targets and baselines are a recipe's.
         threads: of each timed model; None takes all that this process may use.
         timing: False leaves latency out.
-        changed: False leaves out what small changes of the texts do.
+        changed: False leaves out what small changes of the texts, and saturating sums of INT8, do.
         baselines: names of simple models (tfidf, static, small) made of the train rows of `data`, beside which the last
             folder is held; static and small are made of the first folder's torch weights.
         name: of the report.
@@ -117,6 +118,8 @@ def measure(
             seed=seed,
             progress=progress,
         )
+        if changed:
+            report = with_saturation(report, scored, rows, threads=threads, progress=progress)
         if baselines:
             held = Held(
                 texts=texts,

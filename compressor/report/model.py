@@ -6,34 +6,16 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from compressor.errors import InputError
+from compressor.report.figures import Figure as Figure
+from compressor.report.figures import MetricFigure as MetricFigure
+from compressor.report.figures import Part as Part
+from compressor.report.quantization import Quantization as Quantization
+from compressor.report.quantization import Saturation as Saturation
 
 Verdict = Literal["pass", "fail", "undecided", "none"]
-
-
-class Part(BaseModel):
-    """A frozen part of the report that keeps keys it does not know."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="allow", allow_inf_nan=False, populate_by_name=True, use_attribute_docstrings=True
-    )
-
-
-class Figure(Part):
-    """A value with the ends of its two-sided 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class MetricFigure(Figure):
-    """A score in fractions, and the rows it was taken on."""
-
-    name: str
-    rows: int
 
 
 class Versus(Part):
@@ -70,6 +52,11 @@ class LatencyRow(Part):
     """Whether tokenizing counts."""
     clock: Literal["wall", "event"] = "wall"
     """`event`: between two marks in a GPU's own queue, without the wait of the program for it."""
+    device: str | None = None
+    """Of the target, as engine and precision: `cpu` or `gpu`; None in reports of earlier versions."""
+    engine: str | None = None
+    precision: str | None = None
+    """In what the model was computed there."""
     threads: int
     status: Literal["measured", "not measured"]
     reason: str | None = None
@@ -271,7 +258,12 @@ class Report(Part):
     attribution: tuple[Attribution, ...] = ()
     """Whether distillation and unlabelled rows helped, for each stage that trained controls."""
     decisions: tuple[dict[str, Any], ...] = ()
-    """What was found and chosen while distilling, the score before training too: `{stage, kind, chosen, because}`."""
+    """What was found and chosen while distilling, the score before training too: `{stage, kind, chosen, because}`; an
+    engine that was chosen by time also has `target` and `candidates`."""
+    quantization: tuple[Quantization, ...] = ()
+    """Each quantize stage: what was tried, left in float and kept."""
+    saturation: Saturation | None = None
+    """None where the deployed model is not INT8."""
     optimism: tuple[Optimism, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     histogram: dict[str, Any] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.report import detail
+from compressor.report import detail, int8_sections
 from compressor.report.model import BudgetLine, Figure, LatencyRow, Report, SubjectRow
 from compressor.report.section import Cell, Section, number, said, spread
 from compressor.report.table import HEADS, cells, chain, deployed, megabytes, noise_sentence, ratio, simpler
@@ -32,6 +32,7 @@ def sections(report: Report) -> tuple[Section, ...]:
         attribution(report),
         decisions(report),
         *(pruned(one, place) for place, one in enumerate(report.pruning)),
+        *int8_sections.sections(report),
         training(report),
         *detail.sections(report),
     ]
@@ -109,7 +110,9 @@ def _timed(report: Report) -> str:
 
 def _conditions(row: LatencyRow) -> str:
     length = "the data's own lengths" if row.length == "data" else f"length {row.length}"
-    return f"target {row.target}, threads {row.threads}, batch {row.batch}, {length}"
+    runs = "" if row.engine is None else f" ({row.device}, {row.engine})"
+    clock = "wall time" if row.clock == "wall" else "time between events of the device"
+    return f"target {row.target}{runs}, threads {row.threads}, batch {row.batch}, {length}, {clock}"
 
 
 def _model(row: SubjectRow) -> tuple[Cell, ...]:
@@ -208,6 +211,7 @@ def decisions(report: Report) -> Section:
     rows = tuple(
         (said(one.get("stage")), said(one.get("kind")), said(one.get("chosen"), note=str(one.get("because") or "")))
         for one in report.decisions
+        if one.get("kind") != "engine"
     )
     return Section("decisions", "Decided while distilling", heads, rows)
 

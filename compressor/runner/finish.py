@@ -21,7 +21,7 @@ from compressor.runner.scoring import answers, onnx_folder
 from compressor.stage import Progress
 
 if TYPE_CHECKING:
-    from compressor.report.model import Report
+    from compressor.report.model import Quantization, Report
     from compressor.report.subjects import Subject
     from compressor.runtime.choose import EngineChoice
 
@@ -135,6 +135,7 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
     from compressor.report.assemble import Scored, Told, assemble
     from compressor.report.depth import in_depth
     from compressor.report.measure import row_counts, worst_apart
+    from compressor.report.saturation import with_saturation
     from compressor.report.subjects import score_subjects, time_subjects
 
     data, recipe = chain.data, chain.recipe
@@ -167,12 +168,10 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
         notes=data.notes + _notes(chain),
         pruning=tuple(found for stage_id in kept if (found := _pruning(chain, stage_id)) is not None),
         curves=_curves(chain, kept),
+        quantization=tuple(one for stage_id in kept if (one := _quantization(chain, stage_id)) is not None),
         decisions=(
             *(line for stage_id in kept for line in distilling(chain.directory.stage(stage_id))),
-            *(
-                {"stage": best, "kind": "engine", "chosen": one.engine, "because": one.because}
-                for one in choices.values()
-            ),
+            *({"stage": best, "target": name, **_engine(one)} for name, one in choices.items()),
         ),
     )
     held = recipe.budget if recipe.budget.scores or recipe.budget.latency or recipe.budget.size else None
@@ -197,6 +196,8 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
         seed=recipe.seed,
         progress=progress,
     )
+    if not chain.smoke:
+        report = with_saturation(report, subjects, data, threads=chain.threads, progress=progress)
     report = with_baselines(report, chain, subjects, best, budget=held, progress=progress)
     again = {"command": f"compress {chain.directory.root / 'recipe.resolved.yaml'}", "seed": recipe.seed}
     report = report.model_copy(update={"reproduce": {**again, "versions": library_versions()}})
@@ -276,6 +277,20 @@ def _torch_subjects(chain: Chain, ids: list[str]) -> list[Subject]:
         for stage_id, home in homes.items()
         if any(home.glob("*.safetensors"))
     ]
+
+
+def _engine(choice: EngineChoice) -> dict[str, Any]:
+    """A choice as the report tells it."""
+    found = choice.decision()
+    return {"kind": found.kind, "chosen": found.chosen, "because": found.because, "candidates": found.candidates}
+
+
+def _quantization(chain: Chain, stage_id: str) -> Quantization | None:
+    """What a quantize stage tried and kept, and what its file is made of; None for another verb."""
+    from compressor.report.int8 import quantization
+
+    folder = chain.directory.stage(stage_id)
+    return quantization(stage_id, read_lines(folder / "decisions.jsonl"), folder / "model")
 
 
 def _pruning(chain: Chain, stage_id: str) -> dict[str, Any] | None:

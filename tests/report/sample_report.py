@@ -15,12 +15,15 @@ from compressor.report.model import (
     MetricFigure,
     Optimism,
     Perturbed,
+    Quantization,
     Report,
     Resources,
+    Saturation,
     Step,
     SubjectRow,
     Versus,
 )
+from compressor.report.quantization import Built, Int8Candidate, RankedProduct
 
 EVIL = "<script>alert('x')</script>|`**\"&"
 LABELS = ("negative", "neutral", "积极")
@@ -58,6 +61,9 @@ def latency(name: str) -> tuple[LatencyRow, ...]:
     p50 = TIMES[name]
     single = LatencyRow(
         target="cpu",
+        device="cpu",
+        engine="onnxruntime",
+        precision="int8" if name == "int8" else "fp32",
         threads=2,
         status="measured",
         p50_ms=p50,
@@ -88,7 +94,16 @@ def latency(name: str) -> tuple[LatencyRow, ...]:
     rows = [single]
     for changes in others.values():
         rows.append(single.model_copy(update={**(none if "p50_ms" in changes else timeless), **changes}))
-    unearned = LatencyRow(target="gpu", threads=1, status="not measured", reason="no GPU here")
+    unearned = LatencyRow(
+        target="gpu",
+        device="gpu",
+        engine="torch",
+        precision="fp16",
+        clock="event",
+        threads=1,
+        status="not measured",
+        reason="no GPU here",
+    )
     return (*rows, unearned)
 
 
@@ -208,6 +223,84 @@ def steps() -> tuple[Step, ...]:
     )
 
 
+def quantization() -> Quantization:
+    common = {"rows": 1000, "products": 14, "bytes": BYTES["int8"]}
+    left = ("layer 2 feed-forward out", "classifier")
+    fused = {"EmbedLayerNormalization": 1, "Attention": 3, "SkipLayerNormalization": 6, "BiasGelu": 2}
+    return Quantization(
+        stage="int8",
+        chosen="mixed",
+        because="most accurate of 2; decides as fp32 on 99.1 % of 1000 rows of select",
+        precision="int8",
+        isa="avx2",
+        candidates=(
+            Int8Candidate(
+                **common,
+                scheme="dynamic",
+                kept=False,
+                refused="loses 1.40 pp on select, over 1 pp",
+                drop=0.014,
+                agreement=0.972,
+                flips=28,
+                largest_difference=0.41,
+                mean_difference=0.052,
+                integer_products=14,
+                p50_ms=1.31,
+            ),
+            Int8Candidate(scheme="static", kept=False, refused="no calibration rows"),
+            Int8Candidate(
+                **common,
+                scheme="mixed",
+                kept=True,
+                drop=-0.002,
+                agreement=0.991,
+                flips=9,
+                largest_difference=0.17,
+                mean_difference=0.021,
+                integer_products=12,
+                p50_ms=1.37,
+                kept_in_float=left,
+            ),
+        ),
+        ranking=(
+            RankedProduct(
+                product=left[0],
+                kl=0.0123,
+                signal_to_noise_db=14.2,
+                precision="fp32",
+                gain=0.011,
+                latency_ratio=ratio(1.03, 1.01),
+            ),
+            RankedProduct(product=left[1], kl=0.0044, signal_to_noise_db=21.7, precision="fp32"),
+            RankedProduct(product="layer 0 attention", kl=0.0001, signal_to_noise_db=None, precision="int8"),
+        ),
+        ranked="2 of 14 products in fp32: the fewest that suffice",
+        built=Built(
+            fused={**fused, "Attention": 2},
+            expected=fused,
+            not_fused=("attention of layer 1",),
+            integer={"QAttention": 2, "DynamicQuantizeMatMul": 10},
+            products=14,
+            in_float=left,
+            int8_embeddings=True,
+        ),
+        notes=({"kind": "smooth", "chosen": "3 inputs evened", "because": "few channels are far larger"},),
+    )
+
+
+def saturation() -> Saturation:
+    return Saturation(
+        status="measured",
+        isa="avx2",
+        rows=1000,
+        exact=metric(0.823),
+        saturating=metric(0.811),
+        drop=figure(0.012, 0.008),
+        agreement=0.982,
+        largest_difference=0.31,
+    )
+
+
 def sample_report(name: str = "reviews 评论") -> Report:
     teacher = subject("teacher")
     twin = Versus(drop=figure(0, 0), agreement=1.0, latency_ratio=ratio(0.996, 1.02), speed_verdict="same")
@@ -275,7 +368,20 @@ def sample_report(name: str = "reviews 评论") -> Report:
         ),
         decisions=(
             {"stage": "student", "kind": "start", "chosen": 0.737, "because": "accuracy on select before training"},
+            {
+                "stage": "ship",
+                "target": "cpu",
+                "kind": "engine",
+                "chosen": "onnxruntime",
+                "because": "none is surely faster",
+                "candidates": {
+                    "onnxruntime": {"p50_ms": 1.33, "low": 1.29, "high": 1.38},
+                    "openvino": {"refused": "those operators are onnxruntime's alone"},
+                },
+            },
         ),
+        quantization=(quantization(),),
+        saturation=saturation(),
         optimism=(
             Optimism(
                 stage="int8",
