@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from compressor.data.settings import Data, Label
@@ -162,3 +163,12 @@ def _ids_of(classes: set[str], names: Sequence[str]) -> set[str]:
 def _sort_key(classes: set[str]) -> Callable[[str], Any]:
     whole = all(re.fullmatch(r"[+-]?\d+", name) for name in classes)
     return (lambda name: (int(name), name)) if whole else (lambda name: name)
+
+
+def require_labels(folder: Path, known: Sequence[str], labels: Sequence[str]) -> None:
+    """Nothing, where the model in `folder` knows the labels of the rows, ids alike; else InputError."""
+    if tuple(known) != tuple(labels):
+        raise InputError(
+            f"{folder} answers {', '.join(known)}, the rows have {', '.join(labels)}; "
+            "set data.labels to the model's labels in their order"
+        )

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from optimum.exporters.tasks import TasksManager
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -77,7 +77,20 @@ def weight_files(folder: Path) -> list[Path]:
     if not found:
         what = f"only pickled weights ({', '.join(pickles)}), which are never read" if pickles else "no weights"
         raise InputError(f"{folder} holds {what}; convert the model to model.safetensors with save_pretrained")
+    for path in found:
+        _require_whole(path)
     return found
+
+
+def _require_whole(path: Path) -> None:
+    """Nothing, for a file whose header and size agree; InputError for a truncated one."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is truncated or no safetensors file ({error}); copy or save the model again"
+        ) from error
 
 
 def has_head(folder: str | Path) -> bool:

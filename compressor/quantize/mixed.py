@@ -13,14 +13,14 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from compressor.bench.statistics import Interval
-from compressor.device import cpu_flags
-from compressor.errors import InputError, StageError
+from compressor.errors import StageError
 from compressor.export.audit import FLOAT
 from compressor.quantize.choice import time_side_by_side
 from compressor.quantize.material import Material
 from compressor.quantize.products import KEPT, Product, clean, combined, products
 from compressor.quantize.sensitivity import Sensitivity, exchangeable, rank
-from compressor.quantize.settings import Mixed, RunsOn
+from compressor.quantize.settings import Mixed
+from compressor.quantize.targets import check_keep
 from compressor.quantize.trials import Limits, Trial, Trials
 from compressor.settings import parse_limit
 from compressor.stage import Decision
@@ -179,18 +179,6 @@ def _tell(
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def check_keep(keep: str, target: RunsOn) -> None:
-    """Nothing, unless the processor computes that precision slower than fp32 or not at all: then InputError."""
-    if keep == "fp32" or target != "cpu":
-        return
-    if keep == "fp16" and cpu_flags() & {"asimdhp", "fphp"}:
-        return
-    why = (
-        "onnxruntime multiplies no bf16 on a CPU" if keep == "bf16" else "this CPU multiplies no fp16: it would convert"
-    )
-    raise InputError(f"mixed.keep must be fp32 here (got {keep}): {why}; {keep} is for a target with engine tensorrt")
 
 
 def in_half(model: ModelProto, kept: Collection[Product], keep: str) -> ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,9 +13,11 @@ from onnx import ModelProto
 
 from compressor.data.encode import open_encoder
 from compressor.data.encoded import collate
+from compressor.data.labels import require_labels
 from compressor.data.rows import DataSets, open_data
 from compressor.device import cpu_isa, has_vnni
 from compressor.errors import InputError, StageError
+from compressor.evaluate.proportions import wilson
 from compressor.export.audit import audit_int8
 from compressor.export.exporter import Exporter
 from compressor.export.folder import deploy
@@ -22,7 +25,6 @@ from compressor.model.graph_file import model_file, open_graph, require_bert
 from compressor.model.manifest import read_manifest
 from compressor.quantize.choice import TIMES_FILE, Candidate, Times, choose, times_once
 from compressor.quantize.material import Material, calibration_texts, unheard
-from compressor.quantize.mixed import check_keep
 from compressor.quantize.products import integer_products
 from compressor.quantize.qat import traced
 from compressor.quantize.schemes import SCHEMES
@@ -37,7 +39,7 @@ from compressor.quantize.settings import (
     Smooth,
     WeightOnly,
 )
-from compressor.quantize.targets import check_target, need_torch, reduced_range
+from compressor.quantize.targets import check_keep, check_target, need_torch, reduced_range
 from compressor.quantize.trials import Limits, Trials
 from compressor.runtime.onnx import Inputs
 from compressor.runtime.predictor import MODEL_FILE, find_engine
@@ -47,6 +49,8 @@ STATIC_DROP = 0.01
 """Largest fall of the score beside fp32 of static INT8 where no gate says more; beyond it others are tried."""
 AFTER_STATIC: tuple[Scheme, ...] = ("mixed", "dynamic")
 """What is tried in turn where static loses more than that."""
+FEW_ROWS = 100
+"""Below so many rows of `select` the choice says how little they show."""
 KEPT_BETWEEN_TRIES = "qat"
 """Folder of a scheme that trains, whose checkpoints an interrupted try leaves to the next."""
 
@@ -97,9 +101,9 @@ class Quantizer:
         Raises: InputError for unknown schemes or choices, none at all, settings that cannot be, a scheme that the
             target cannot run, or a model that is no fp32 one.
         """
-        unknown = [name for name in try_ if name not in SCHEMES]
-        if unknown or not try_:
-            raise InputError(f"try must list some of {', '.join(SCHEMES)} (got {list(try_)})")
+        listed = not isinstance(try_, str) and list(try_)
+        if not listed or any(name not in SCHEMES for name in listed):
+            raise InputError(f"try must list some of {', '.join(SCHEMES)} (got {try_!r})")
         for name, value, known in (("choose", choose, Choice), ("isa", isa, Isa), ("target", target, RunsOn)):
             if value is not None and value not in get_args(known):
                 raise InputError(f"{name} must be one of {', '.join(get_args(known))} (got {value!r})")
@@ -117,8 +121,15 @@ class Quantizer:
         self.qat = settings_of(Qat, qat or {}, "qat")
         self.weight_only = settings_of(WeightOnly, weight_only or {}, "weight_only")
         check_target(self.try_, target, of=self.mixed.of)
-        if "mixed" in self.try_:
+        if {"mixed", "static"} & set(self.try_):  # static may be followed by mixed
             check_keep(self.mixed.keep, target)
+        if isa is not None and reduce_range is not None and reduce_range != reduced_range(isa, has_vnni=has_vnni()):
+            raise InputError(
+                f"reduce_range must be {not reduce_range} for isa {isa} (got {reduce_range}); leave it out, or give "
+                "the isa whose sums you mean"
+            )
+        if teacher is not None and "qat" not in try_:
+            raise InputError(f"teacher serves scheme qat alone (got {teacher}); add qat to try or leave it out")
         self.isa = isa
         self.target = target
         self.reduce_range = reduced_range(isa, has_vnni=has_vnni()) if reduce_range is None else reduce_range
@@ -160,6 +171,7 @@ class Quantizer:
         work = beside / (out.name + ".quantize")
         _empty(work)
         data = open_data(self.data)
+        self._check_labels(data)
         source = self._fp32(work / "fp32")
         trials = Trials(
             source,
@@ -184,6 +196,13 @@ class Quantizer:
         if self.isa is None and not self.reduce_range and not has_vnni():
             return "vnni"
         return self.isa or cpu_isa()
+
+    def _check_labels(self, data: DataSets) -> None:
+        """InputError where rows and model name other classes; a model that names none needs as many."""
+        known = read_manifest(self.model).labels
+        unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in known)
+        if not unnamed or len(known) != len(data.labels):
+            require_labels(self.model, known, data.labels)
 
     def _check_torch(self) -> None:
         """InputError where a scheme needs safetensors and there are none."""
@@ -268,7 +287,9 @@ class Quantizer:
                 graph = self._graph(scheme, material)
             folder = trials.write(_made(trials.work, scheme).name, graph)
             trial = trials.judged(folder, what=f"scheme {scheme} of {self.model}", limits=limits)
-        except StageError as error:
+        except (StageError, InputError) as error:
+            if isinstance(error, InputError) and len(self.try_) == 1:
+                raise
             shutil.rmtree(_made(trials.work, scheme), ignore_errors=True)
             return Candidate(scheme, None, reduce_range=self.reduce_range, refused=str(error))
         if scheme == "mixed" and trials.accept is None:
@@ -346,6 +367,9 @@ class Quantizer:
                 f"({beside.flips} otherwise), logits differ by up to {beside.largest_difference:.2g}, "
                 f"{beside.mean_difference:.2g} on average; {self._bits()}"
             )
+            if 0 < beside.rows < FEW_ROWS:
+                low = wilson(beside.agreement, beside.rows).low
+                because += f"; of so few rows that shows an agreement above {low:.0%} alone: give more rows to select"
         return Decision(kind="quantize", chosen=chosen, because=because, candidates=[each.told() for each in tried])
 
     def _bits(self) -> str:

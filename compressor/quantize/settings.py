@@ -10,7 +10,7 @@ from compressor.bench.settings import EXACT_SUMS as EXACT_SUMS
 from compressor.bench.settings import Isa as Isa
 from compressor.data.settings import Mix
 from compressor.distill.settings import Terms
-from compressor.settings import ByteSize, Integer, LimitText, Settings, Share
+from compressor.settings import ByteSize, Integer, LimitText, Settings, Share, parse_limit
 from compressor.train.settings import Train
 
 Scheme = Literal["dynamic", "static", "mixed", "qat", "weight_only"]
@@ -41,6 +41,15 @@ class Calibrate(Settings):
     moving_average: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 0.01
     """Share that each new row has in the running range, for method moving_average."""
 
+    def model_post_init(self, _context: object) -> None:
+        for method in ("percentile", "moving_average"):
+            if method in self.model_fields_set and self.method != method and getattr(self, method) != _usual(method):
+                raise ValueError(f"{method} is set, which only method {method} uses (got method {self.method})")
+
+
+def _usual(name: str) -> object:
+    return Calibrate.model_fields[name].default
+
 
 class Mixed(Settings):
     """INT8 with the most sensitive products left in float: as few as reach what is asked."""
@@ -57,14 +66,15 @@ class Mixed(Settings):
     """Least share of rows of `select` decided as fp32 does; where the stage has a gate, the gate decides."""
 
     def model_post_init(self, _context: object) -> None:
-        if not self.drop.strip().startswith("<=") or not self.drop.strip().endswith("pp"):
+        limit = parse_limit(self.drop)
+        if limit.relation != "<=" or limit.unit != "pp" or limit.value < 0:
             raise ValueError(f"drop must be a fall in points such as '<= 0.3pp' (got {self.drop!r})")
 
 
 class Smooth(Settings):
     """Outliers of activations moved into the weights, which leaves the fp32 function as it was."""
 
-    alpha: Share = 0.5
+    alpha: Share
     """How much of a channel's range moves: 0 none, 1 all (Xiao et al. 2022, https://arxiv.org/abs/2211.10438)."""
 
 

@@ -211,6 +211,7 @@ def round_row(values: Values) -> Values:
 
 def _decision(found: Smoothed) -> Decision:
     evened, neurons = len(found.alphas), len(found.switches)
+    some = f"{neurons} neuron{'s' * (neurons != 1)}"
     parts = []
     if evened:
         low, high = min(found.alphas.values()), max(found.alphas.values())
@@ -218,8 +219,9 @@ def _decision(found: Smoothed) -> Decision:
         parts.append(f"the inputs of {evened} products have a few channels far larger than the rest (alpha {how})")
     if neurons:
         largest = max(each.largest for each in found.switches)
-        parts.append(f"{neurons} neurons are up to {largest:.0f} at one kind of token and off at the others")
-    chosen = f"{evened} inputs evened, {neurons} neurons turned down"
+        parts.append(f"{some} reach {largest:.0f} at one kind of token and are off at the others")
+    chosen = f"{evened} inputs evened, {some} turned down"
+    readers = {name: node.name for node in found.graph.graph.node for name in node.input}
     candidates = [{"product": name, "alpha": alpha} for name, alpha in found.alphas.items()]
-    candidates += [asdict(each) for each in found.switches]
+    candidates += [{**asdict(each), "product": readers[each.product]} for each in found.switches]
     return Decision(kind="smooth", chosen=chosen, because=" and ".join(parts), candidates=candidates)

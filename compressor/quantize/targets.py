@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from compressor.device import cpu_flags
 from compressor.errors import InputError
 from compressor.quantize.settings import EXACT_SUMS, Isa, RunsOn, Scheme
 
@@ -55,3 +56,15 @@ def check_target(try_: Sequence[Scheme], target: RunsOn, *, of: Scheme = "dynami
                 f"quantize.try: {', '.join(wrong)} cannot run on a target with engine tensorrt, which takes QDQ pairs "
                 "with fixed ranges alone; write try: [static]"
             )
+
+
+def check_keep(keep: str, target: RunsOn) -> None:
+    """Nothing, unless the processor computes that precision slower than fp32 or not at all: then InputError."""
+    if keep == "fp32" or target != "cpu":
+        return
+    if keep == "fp16" and cpu_flags() & {"asimdhp", "fphp"}:
+        return
+    why = (
+        "onnxruntime multiplies no bf16 on a CPU" if keep == "bf16" else "this CPU multiplies no fp16: it would convert"
+    )
+    raise InputError(f"mixed.keep must be fp32 here (got {keep}): {why}; {keep} is for a target with engine tensorrt")

@@ -75,11 +75,8 @@ def _product(
 
     Eight bits are symmetric; of four, each block has a zero point of its own, as sixteen steps are few.
     """
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
-
     bits, block = settings.bits, settings.block
-    config = DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=bits == 8, bits=bits)
-    packed, scales, zeros = DefaultWeightOnlyQuantizer(config).qbits_block_quant(weight)
+    packed, scales, zeros = _packed(weight, bits=bits, block=block)
     parts = {f"{out}_packed": packed, f"{out}_scales": scales} | ({f"{out}_zeros": zeros} if bits == 4 else {})
     graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in parts.items())
     inputs = [given, f"{out}_packed", f"{out}_scales", f"{out}_zeros" if bits == 4 else "", "", bias]
@@ -88,6 +85,27 @@ def _product(
         "MatMulNBits", _trimmed(inputs), [out], name=f"{out}_product", domain=DOMAIN, K=rows, N=columns, bits=bits,
         block_size=block, accuracy_level=ACCURACY_LEVEL,
     )  # fmt: skip
+
+
+def _packed(
+    weight: Weight, *, bits: int, block: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
+    """Weights of shape (rows, columns) as MatMulNBits reads them, by onnxruntime's own kernels.
+
+    Returns packed (columns, blocks, bytes a block), scales (columns, blocks) and packed zero points (columns, bytes);
+    its Python tool around the kernels needs a library that does not come with it.
+    """
+    from onnxruntime.capi import _pybind_state as kernels
+
+    rows, columns = weight.shape
+    blocks = -(-rows // block)
+    whole = np.pad(weight.astype(np.float32), ((0, blocks * block - rows), (0, 0)))
+    packed = np.zeros((columns, blocks, block * bits // 8), dtype=np.uint8)
+    scales = np.zeros((columns, blocks), dtype=np.float32)
+    zeros = np.zeros((columns, -(-blocks * bits // 8)), dtype=np.uint8)
+    pack = kernels.quantize_matmul_8bits if bits == 8 else kernels.quantize_matmul_4bits
+    pack(packed, whole, scales, zeros, block, columns, rows, bits == 8)
+    return packed, scales, zeros
 
 
 def _matmul(graph: GraphProto, node: NodeProto, weight: Weight, settings: WeightOnly) -> list[NodeProto]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from compressor.bench.statistics import Interval
+from compressor.data.labels import require_labels
 from compressor.data.rows import DataSets, Text, open_data
 from compressor.data.settings import Data
 from compressor.errors import InputError
@@ -53,15 +54,6 @@ def open_rows(data: DataSets | Data | Mapping[str, Any], model: Path, *, base: P
     return open_data(data, base=base, teacher_labels=read_manifest(model).labels)
 
 
-def require_labels(folder: Path, known: Sequence[str], rows: DataSets) -> None:
-    """Nothing, where the model answers with the labels of the rows, ids alike; else InputError."""
-    if tuple(known) != tuple(rows.labels):
-        raise InputError(
-            f"{folder} answers {', '.join(known)}, the rows have {', '.join(rows.labels)}; "
-            "set data.labels to the model's labels in their order"
-        )
-
-
 def compare(
     reference: str | Path,
     subject: str | Path,
@@ -84,7 +76,7 @@ def compare(
     for number, folder in enumerate((reference, subject)):
         progress("scoring", number, 2)
         predictor = load(folder, spinning=False)
-        require_labels(Path(folder), predictor.manifest.labels, rows)
+        require_labels(Path(folder), predictor.manifest.labels, rows.labels)
         logits.append(np.asarray(predictor.logits(texts)))
     progress("scoring", 2, 2)
     kept = [text for text, label in zip(texts, references, strict=True) if label is not None]

@@ -13,6 +13,7 @@ from compressor.bench.isolation import Timing
 from compressor.bench.machine import fingerprint
 from compressor.bench.settings import BASELINES, BaselineName, Benchmark, Target
 from compressor.bench.statistics import LOOKS
+from compressor.data.labels import require_labels
 from compressor.data.rows import DataSets
 from compressor.data.settings import Data
 from compressor.device import training_device
@@ -22,7 +23,7 @@ from compressor.model.graph_file import model_file
 from compressor.model.manifest import read_manifest
 from compressor.report.assemble import Scored, Told, assemble
 from compressor.report.baselines import Held, make_baselines
-from compressor.report.compare import open_rows, require_labels, scored_rows
+from compressor.report.compare import open_rows, scored_rows
 from compressor.report.depth import in_depth
 from compressor.report.disagreements import disagreements, write_disagreements
 from compressor.report.model import Report
@@ -252,7 +253,7 @@ def _named(folders: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str
 def _subject(name: str, folder: Path, work: Path, rows: DataSets, progress: Progress) -> Subject:
     """The subject on onnxruntime; exported into `work` where the folder has no model.onnx."""
     manifest = read_manifest(folder)
-    require_labels(folder, manifest.labels, rows)
+    require_labels(folder, manifest.labels, rows.labels)
     place = folder
     if model_file(folder) is None:
         from compressor.export.exporter import Exporter

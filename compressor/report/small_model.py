@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.data.encode import open_encoder
+from compressor.data.labels import require_labels
 from compressor.data.rows import DataSets, Text
 from compressor.device import seed_all
 from compressor.export.exporter import Exporter
 from compressor.model.encoders import load_model, save_model
 from compressor.model.settings import Init, Student
 from compressor.model.student import make_student
-from compressor.report.compare import require_labels
 from compressor.report.linear import Simple
 from compressor.runtime.predictor import MODEL_FILE, load
 from compressor.stage import Progress, silent
@@ -74,7 +74,7 @@ def small_answers(
         shutil.rmtree(work / "onnx", ignore_errors=True)
         folder = Path(Exporter(folder, data=data, progress=progress).export(work / "onnx"))
     predictor = load(folder, threads=threads, spinning=False)
-    require_labels(folder, predictor.manifest.labels, data)
+    require_labels(folder, predictor.manifest.labels, data.labels)
 
     def answer(texts: Sequence[Text]) -> NDArray[np.int64]:
         return np.asarray(predictor.logits(list(texts)).argmax(-1), dtype=np.int64)

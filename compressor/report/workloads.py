@@ -178,7 +178,7 @@ def works_asked(benchmark: Benchmark, target: Target) -> tuple[Work, ...]:
     On a GPU each is done once more by the device's own clock.
 
     >>> works_asked(Benchmark(), Target())
-    (Work(batch=1, length='data', end_to_end=True),)
+    (Work(batch=1, length='data', end_to_end=True, clock='wall'),)
     """
     whole = [Work(end_to_end=True)] if benchmark.end_to_end and target.device == "cpu" else []
     grid = benchmark.grid

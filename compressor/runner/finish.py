@@ -16,6 +16,7 @@ from compressor.runner.chain import Chain, rows_digests, stages_of
 from compressor.runner.deploy import Made, scored_part, version, write_report_and_final
 from compressor.runner.directory import RunDirectory, read_json, read_lines
 from compressor.runner.keys import digest, library_versions
+from compressor.runner.laid_out import layout_asked
 from compressor.runner.prepare import Prepared, check_rows
 from compressor.runner.scoring import answers, onnx_folder
 from compressor.stage import Progress
@@ -118,6 +119,7 @@ def _report_key(chain: Chain, ids: list[str], best: str) -> str:
             "budget": recipe.budget.model_dump(mode="json"),
             "benchmark": recipe.benchmark.model_dump(mode="json"),
             "targets": {name: target.model_dump(mode="json") for name, target in recipe.targets.items()},
+            "layout": layout_asked(recipe),
             "name": recipe.name,
             "rows": rows_digests(chain.data),
             "test": chain.data.test.digest() if chain.data.test else None,

@@ -67,6 +67,8 @@ def run_folds(
     folder = Path(out) if out else Path("runs") / f"{recipe.name}-folds"
     if (folder / "stages").exists():
         raise InputError(f"{folder} is the directory of a run; give another one with --out")
+    if (folder / f"fold-{k + 1}").exists():
+        raise InputError(f"{folder} holds folds of a larger --k than {k}; give another --out, or remove that folder")
     prepared = prepare(recipe, progress=progress)
     assert prepared is not None
     rows = labelled_rows(prepared.data)

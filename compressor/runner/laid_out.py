@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from compressor.model.manifest import read_manifest
+from compressor.recipe.recipe import Recipe
 from compressor.runner.chain import Chain, reads_of, with_previous
 from compressor.runner.scoring import onnx_folder
 from compressor.stage import silent
 from compressor.stages.export import Export
+
+
+def layout_asked(recipe: Recipe) -> dict[str, Any]:
+    """Layout and servers of the recipe's last export stage; empty where they are the usual ones."""
+    said = [stage for stage in recipe.stages if isinstance(stage, Export)]
+    if not said or (said[-1].layout == "flat" and not said[-1].serve):
+        return {}
+    return {"layout": said[-1].layout, "serve": list(said[-1].serve)}
 
 
 def lay_out(chain: Chain, folder: Path, best: str) -> Path:
@@ -16,13 +26,12 @@ def lay_out(chain: Chain, folder: Path, best: str) -> Path:
 
     It is the last export stage's, whichever model is deployed: where a gate broke before it, `final/` lies the same.
     """
-    said = [stage for stage in chain.recipe.stages if isinstance(stage, Export)]
-    if not said or (said[-1].layout == "flat" and not said[-1].serve):
+    asked = layout_asked(chain.recipe)
+    if not asked:
         return folder
     from compressor.export.layout import arrange
 
-    layout = said[-1].layout
-    return arrange(folder, layout=layout, serve=said[-1].serve, fp32=_fp32(chain, best) if layout == "hub" else None)
+    return arrange(folder, **asked, fp32=_fp32(chain, best) if asked["layout"] == "hub" else None)
 
 
 def _fp32(chain: Chain, best: str) -> Path | None:

@@ -16,7 +16,7 @@ from compressor.runner.directory import RunDirectory
 from compressor.runner.keys import difference
 from compressor.runner.lessons import distill_details, training_time
 from compressor.runner.prepare import Prepared, prepare
-from compressor.runner.shapes import Known, check_maps, known_shapes
+from compressor.runner.shapes import Known, check_maps, check_rows_and_forms, known_shapes
 from compressor.stage import Stage, silent
 from compressor.stages.distill import Distill
 from compressor.stages.finetune import FinetuneStage
@@ -59,6 +59,7 @@ def plan(recipe: Recipe, out: Path, *, redo: Sequence[str] = ()) -> list[PlanLin
     lines: list[PlanLine] = []
     known = known_shapes(stages, prepared)
     check_maps(stages, known, recipe.seed)
+    check_rows_and_forms(stages, prepared.data)
     missed: str | None = None
     for stage, before in with_previous(stages):
         details = _details(stage, before, known, prepared, recipe.seed)

@@ -20,7 +20,7 @@ from compressor.runner.finish import Stop, finish
 from compressor.runner.keys import SCHEMA, library_versions
 from compressor.runner.prepare import Prepared, check_rows, prepare
 from compressor.runner.scoring import answers, class_ids, gate_judge, gate_outcome
-from compressor.runner.shapes import check_maps, known_shapes
+from compressor.runner.shapes import check_maps, check_rows_and_forms, known_shapes
 from compressor.stage import Decision, Job, Outcome, Progress, Stage, silent
 from compressor.stages.quantize import Quantize
 
@@ -115,6 +115,7 @@ class _Making:
         _refuse_unknown(redo, stages)
         check_classes(chain.recipe, stages, chain.data.labels)
         check_maps(stages, known_shapes(stages, self.prepared), chain.recipe.seed)
+        check_rows_and_forms(stages, self.prepared.data)
         self._write_recipe()
         for stage, before in with_previous(stages):
             key, parts = chain.key(stage, before)

@@ -1,4 +1,4 @@
-"""What is known of each model's shape before anything is made, and whether layer maps fit it."""
+"""What is known of each model's shape and form before anything is made, and whether layer maps and stages fit it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.data.rows import DataSets
 from compressor.data.settings import Mix
 from compressor.distill.layer_map import Pairing, Term, needed_layers, pairings, relation_heads
 from compressor.distill.settings import RelationsMatch, TeacherPart
@@ -13,10 +14,13 @@ from compressor.errors import InputError
 from compressor.model.manifest import LayerShape, Shapes, read_manifest
 from compressor.model.settings import Student
 from compressor.model.student_shapes import student_shapes
+from compressor.runner.chain import reads_of, with_previous
 from compressor.runner.prepare import Prepared
 from compressor.stage import Stage
 from compressor.stages.distill import Distill, part_of
+from compressor.stages.export import Export
 from compressor.stages.prune import Prune
+from compressor.stages.quantize import Quantize
 from compressor.stages.teacher import Teacher
 from compressor.stages.verbs import ONNX_ONLY
 from compressor.train.settings import Train
@@ -192,3 +196,21 @@ def scaled(start: Shape, student: Student) -> Shape:
     made = student_shapes(Shapes(hidden=start.hidden, layers=(layer,) * start.layers, vocabulary=1), student)
     given = made.layers[0]
     return Shape(len(made.layers), made.hidden, given.ffn, given.heads, channels=made.hidden)
+
+
+def check_rows_and_forms(stages: Sequence[Stage], data: DataSets) -> None:
+    """Nothing, unless a stage would fail for what is known before any is made; InputError names the stage."""
+    by_id = {stage.id: (stage, previous) for stage, previous in with_previous(tuple(stages))}
+    for stage, previous in by_id.values():
+        if isinstance(stage, Quantize) and stage.calibrate.source == "unlabelled" and not len(data.unlabelled):
+            raise InputError(
+                f"stage {stage.id}: quantize.calibrate.from is unlabelled, and the data holds no such rows; write "
+                "from: train, or name rows in data.unlabelled"
+            )
+        if isinstance(stage, Export) and stage.precision in ("fp16", "bf16"):
+            source, _ = by_id[reads_of(stage, previous)["model"]]
+            if isinstance(source, Quantize):
+                raise InputError(
+                    f"stage {stage.id}: export.precision is {stage.precision}, and stage {source.id} gives INT8, which "
+                    f"cannot be written so; remove precision, or let it read another stage (from: ID)"
+                )

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, make
+from model_folders import write_classifier
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
@@ -291,3 +292,12 @@ def test_segments_are_kept_from_a_model_that_knows_none(tmp_path: Path):
     model = load_model(save_plain(make("mpnet"), tmp_path))
     segments = {**PROBE, "token_type_ids": torch.ones_like(PROBE["input_ids"])}
     assert torch.equal(model_logits(model, segments), model_logits(model, PROBE))
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -8])
+def test_a_truncated_safetensors_file_is_named(tmp_path, tiny_classifier, kept):
+    folder = write_classifier(tmp_path / "model", tiny_classifier)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"model.safetensors is truncated or no safetensors file"):
+        load_model(folder)

@@ -10,11 +10,12 @@ from compressor.bench.statistics import Interval
 from compressor.errors import InputError, StageError
 from compressor.export.exporter import Exporter
 from compressor.model.manifest import read_manifest
-from compressor.quantize import choice, mixed, quantizer
-from compressor.quantize.mixed import Price, check_keep, fewest, in_half
+from compressor.quantize import choice, mixed, quantizer, targets
+from compressor.quantize.mixed import Price, fewest, in_half
 from compressor.quantize.products import KEPT, between, combined, integer_products, products
 from compressor.quantize.quantizer import Quantizer
 from compressor.quantize.schemes import SCHEMES
+from compressor.quantize.targets import check_keep
 from compressor.quantize.trials import agreement
 from compressor.runtime.onnx import OnnxEngine
 from compressor.runtime.predictor import load
@@ -205,7 +206,7 @@ def test_weights_of_what_is_kept_are_in_half_precision_between_casts(kept_graph,
 
 
 def test_half_precision_is_refused_where_the_processor_would_be_slower(monkeypatch, fp32, data, tmp_path):
-    monkeypatch.setattr(mixed, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(targets, "cpu_flags", lambda: frozenset({"avx2"}))
     with pytest.raises(InputError, match=r"mixed.keep must be fp32 here \(got fp16\): this CPU multiplies no fp16"):
         check_keep("fp16", "cpu")
     with pytest.raises(InputError, match="onnxruntime multiplies no bf16 on a CPU"):
@@ -214,7 +215,7 @@ def test_half_precision_is_refused_where_the_processor_would_be_slower(monkeypat
         Quantizer(fp32, data=data, try_=["mixed"], mixed={"keep": "bf16"})
     check_keep("fp32", "cpu")
     check_keep("bf16", "tensorrt")
-    monkeypatch.setattr(mixed, "cpu_flags", lambda: frozenset({"asimdhp"}))
+    monkeypatch.setattr(targets, "cpu_flags", lambda: frozenset({"asimdhp"}))
     check_keep("fp16", "cpu")
 
 

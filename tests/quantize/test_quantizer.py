@@ -1,5 +1,6 @@
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ import compressor
 from compressor.data.rows import Rows
 from compressor.device import cpu_isa, has_vnni
 from compressor.errors import InputError, StageError
+from compressor.evaluate.proportions import wilson
 from compressor.export.exporter import Exporter
 from compressor.model.manifest import read_manifest
 from compressor.quantize import quantizer
@@ -152,7 +154,7 @@ def test_bytes_are_the_same_in_every_process_and_name_no_place(fp32, tmp_path):
 def test_weights_are_kept_to_seven_bits_exactly_where_the_cpu_of_the_target_needs_it(fp32, isa):
     made = Quantizer(fp32, data=DATA, isa=isa)
     assert made.reduce_range is (not has_vnni() if isa is None else isa in ("avx2", "avx512"))
-    assert Quantizer(fp32, data=DATA, isa=isa, reduce_range=False).reduce_range is False
+    assert Quantizer(fp32, data=DATA, reduce_range=False).reduce_range is False
 
 
 def test_only_a_cpu_of_known_exact_sums_takes_eight_bits():
@@ -385,3 +387,47 @@ def test_minilm_becomes_23_megabytes_with_all_of_it_fused(minilm, tmp_path):
     int8 = Quantizer(fp32, data=DATA, smoke=True, decide=told.append).fit(tmp_path / "int8")
     assert 22_900_000 < (int8 / "model.onnx").stat().st_size < 23_100_000
     assert told[-1].candidates[0]["integer_products"] == 26
+
+
+def test_rows_of_other_classes_are_refused_before_anything_is_made(fp32, tmp_path):
+    for labels in (DATA.labels[::-1], (*DATA.labels, "other")):
+        with pytest.raises(InputError, match=r"answers .*, the rows have .*; set data.labels"):
+            Quantizer(fp32, data=replace(DATA, labels=labels)).fit(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_names_no_classes_is_taken_where_there_are_as_many(fp32, tmp_path):
+    stock = shutil.copytree(fp32, tmp_path / "stock")
+    replace(read_manifest(stock), labels=("LABEL_0", "LABEL_1")).write(stock)
+    assert Quantizer(stock, data=DATA).fit(tmp_path / "out").is_dir()
+
+
+def test_a_scheme_whose_calibration_fails_does_not_stop_the_others(fp32, tmp_path):
+    nothing = replace(DATA, unlabelled=Rows((), ()))
+    told = []
+    settings = {"calibrate": {"from": "unlabelled"}, "decide": told.append}
+    Quantizer(fp32, data=nothing, try_=["weight_only", "static"], **settings).fit(tmp_path / "both")
+    assert told[-1].chosen == "weight_only"
+    refused = {one["scheme"]: one["because"] for one in told[-1].candidates if one["passed"] is False}
+    assert "calibrate.from is unlabelled" in refused["static"]
+    with pytest.raises(InputError, match=r"calibrate.from is unlabelled"):
+        Quantizer(fp32, data=nothing, try_=["static"], **settings).fit(tmp_path / "alone")
+
+
+def test_a_choice_on_few_rows_says_how_little_they_show(fp32, tmp_path):
+    told = []
+    Quantizer(fp32, data=DATA, decide=told.append).fit(tmp_path / "few")
+    rows = len(DATA.select)
+    assert rows < 100
+    low = wilson(told[-1].candidates[0]["agreement"], rows).low
+    assert f"of so few rows that shows an agreement above {low:.0%} alone" in told[-1].because
+
+
+def test_weights_and_the_named_cpu_may_not_contradict_each_other(fp32):
+    for isa, reduce_range in (("avx2", False), ("vnni", True)):
+        with pytest.raises(InputError, match=f"reduce_range must be {not reduce_range} for isa {isa}"):
+            Quantizer(fp32, data=DATA, isa=isa, reduce_range=reduce_range)
+    with pytest.raises(InputError, match="teacher serves scheme qat alone"):
+        Quantizer(fp32, data=DATA, teacher=fp32)
+    with pytest.raises(InputError, match=r"try must list some of .*got 'dynamic'"):
+        Quantizer(fp32, data=DATA, try_="dynamic")

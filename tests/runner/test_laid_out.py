@@ -10,7 +10,7 @@ from model_folders import contents, write_classifier
 from pydantic import ValidationError
 
 from compressor.export.exporter import Exporter
-from compressor.runner.laid_out import lay_out
+from compressor.runner.laid_out import lay_out, layout_asked
 from compressor.stages.export import Export
 from compressor.stages.quantize import Quantize
 
@@ -70,3 +70,13 @@ def test_without_a_wish_final_is_the_flat_folder(root, tmp_path, stages):
 def test_a_server_is_named_once():
     with pytest.raises(ValidationError, match=r"must name each server once \(got triton, triton\)"):
         Export(id="ship", serve=["triton", "triton"])
+
+
+def test_the_layout_asked_for_is_that_of_the_last_export_stage_reached_or_not():
+    def asked(*stages):
+        return layout_asked(SimpleNamespace(stages=stages))
+
+    flat, hub = Export(id="a"), Export.model_validate({"id": "b", "layout": "hub", "serve": ["fastapi"]})
+    assert asked() == asked(flat) == asked(hub, flat) == {}
+    assert asked(flat, hub) == {"layout": "hub", "serve": ["fastapi"]}
+    assert asked(flat, hub) != asked(flat, Export.model_validate({"id": "b", "layout": "hub"}))

@@ -1,5 +1,6 @@
 """What a recipe may say about quantize, and what decides its key."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,16 @@ import yaml
 from model_folders import TEXTS, data_of, write_classifier
 from pydantic import ValidationError
 
+from compressor.data.rows import Rows
 from compressor.data.settings import Mix
-from compressor.device import has_vnni, machine_id
+from compressor.device import cpu_flags, has_vnni, machine_id
 from compressor.errors import InputError
 from compressor.export.exporter import Exporter
 from compressor.model.manifest import read_manifest
 from compressor.recipe.recipe import Recipe
 from compressor.runner.chain import stages_of
 from compressor.runner.directory import RunDirectory
+from compressor.runner.shapes import check_rows_and_forms
 from compressor.stage import Job, silent
 from compressor.stages.distill import Distill
 from compressor.stages.quantize import Quantize
@@ -80,7 +83,7 @@ def test_the_key_holds_the_machine_only_where_a_timing_decides():
 
 def test_settings_of_schemes_that_are_not_tried_are_in_no_key():
     plain = stage().key_settings()
-    assert stage(qat={"train": {"steps": 5}}, weight_only={"bits": 4}, mixed={"of": "static"}).key_settings() == plain
+    assert not {"qat", "weight_only", "mixed"} & set(plain)
     static = stage(**{"try": ["static"], "mixed": {"max_float": 0.5}})
     assert static.key_settings()["mixed"]["max_float"] == 0.5
     assert stage(isa="vnni").key_settings() != plain
@@ -164,3 +167,52 @@ def test_a_stage_for_a_gpu_through_cuda_is_refused(run, tmp_path):
 
     with pytest.raises(InputError, match="no INT8 kernels"):
         stage(target="cuda").run(job(tmp_path, run, []))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"try": ["dynamic"], "weight_only": {"bits": 4}}, "sets weight_only, which serves weight_only alone"),
+        ({"try": ["dynamic"], "qat": {"train": {"epochs": 3}}}, "sets qat"),
+        ({"try": ["dynamic"], "mixed": {"max_float": 0.1}}, "sets mixed, which serves mixed and static alone"),
+        ({"try": ["weight_only"], "smooth": {"alpha": 0.5}}, "sets smooth"),
+        ({"try": ["dynamic"], "calibrate": {"method": "mse"}}, "calibrate.method mse, which serves static alone"),
+        ({"try": ["static"], "calibrate": {"percentile": 99.0}}, "percentile is set, which only method percentile"),
+        ({"try": ["mixed"], "mixed": {"drop": "<= -1pp"}}, "drop must be a fall in points"),
+        ({"smooth": {}}, "alpha"),
+    ],
+)
+def test_settings_that_would_change_nothing_are_refused(said, message):
+    with pytest.raises(ValidationError, match=message):
+        stage(**said)
+
+
+def test_settings_of_a_resolved_recipe_are_read_again():
+    made = stage(**{"try": ["static", "mixed"], "calibrate": {"method": "percentile", "percentile": 99.0}})
+    again = Quantize.model_validate(made.model_dump(mode="json", by_alias=True))
+    assert again == made
+    assert Quantize.model_validate(stage().model_dump(mode="json", by_alias=True)) == stage()
+
+
+def test_what_rows_and_stages_before_rule_out_is_refused_by_the_plan(desk):
+    calibrated = {"id": "int8", "quantize": {"try": ["static"], "calibrate": {"from": "unlabelled"}}}
+    halved = {"id": "ship", "export": {"precision": "fp16"}}
+    data = data_of(TEXTS)
+    empty = replace(data, unlabelled=Rows((), ()))
+    stages = stages_of(recipe_with(desk, stages=[calibrated]))
+    with pytest.raises(InputError, match=r"stage int8: quantize.calibrate.from is unlabelled"):
+        check_rows_and_forms(stages, empty)
+    pool = replace(data, unlabelled=Rows(("one", "two"), (None, None)))
+    check_rows_and_forms(stages, pool)
+    stages = stages_of(recipe_with(desk, stages=[{"id": "int8", "quantize": {}}, halved]))
+    with pytest.raises(InputError, match=r"stage ship: export.precision is fp16, and stage int8 gives INT8"):
+        check_rows_and_forms(stages, pool)
+    check_rows_and_forms(stages_of(recipe_with(desk, stages=[halved])), pool)
+    if not has_half_products():
+        kept = {"id": "int8", "quantize": {"try": ["mixed"], "mixed": {"keep": "fp16"}}}
+        with pytest.raises(InputError, match=r"stage int8: mixed.keep must be fp32 here"):
+            stages_of(recipe_with(desk, stages=[kept]))
+
+
+def has_half_products():
+    return bool(cpu_flags() & {"asimdhp", "fphp"})
