@@ -108,9 +108,10 @@ def test_a_finished_training_is_not_made_twice_and_other_rounding_is_another_tra
 def test_named_products_stay_in_float(fp32, source, tmp_path):
     names = [node.name for node in onnx.load(fp32 / "model.onnx").graph.node if node.op_type == "Attention"]
     steps = Qat.model_validate({"train": {"steps": 1}, "match": [{"of": "logits"}]})
+    smooth = Smooth(alpha=0.5)
     told = []
     graph = qat(
-        material(fp32, source, tmp_path, smooth=Smooth(), decide=told.append), steps, float_nodes=frozenset(names)
+        material(fp32, source, tmp_path, smooth=smooth, decide=told.append), steps, float_nodes=frozenset(names)
     )
     assert [node.name for node in graph.graph.node if node.op_type == "Attention"] == names
     assert ("qat", "not smoothed") in {(each.kind, each.chosen) for each in told}
