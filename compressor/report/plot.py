@@ -193,13 +193,11 @@ def ladder_plot(report: Report) -> str:
         if timed:
             axes = plain_axes(figure, (1, 2, 1), x_name="speed-up (log scale)")
             axes.set_xscale("log")
-            noise = report.noise
+            noise = _turned(report.noise)
             if noise:
-                axes.axvspan(
-                    1 / noise.high, 1 / noise.low, color=COLOURS["line"], linewidth=0, clip_on=False, gid="bar-noise"
-                )
+                axes.axvspan(noise.low, noise.high, color=COLOURS["line"], linewidth=0, clip_on=False, gid="bar-noise")
             _rungs(axes, steps, {step.step: step.speedup for step in steps}, 1.0, "speed", shown)
-            _few_numbers(axes, [step.speedup for step in steps if step.speedup])
+            _few_numbers(axes, [*(step.speedup for step in steps if step.speedup), *([noise] if noise else [])])
         axes = plain_axes(figure, (1, 2, 2) if timed else (1, 1, 1), x_name="drop (pp)")
         drops = {step.step: _hundredfold(step.drop) for step in steps}
         _rungs(axes, steps, drops, 0.0, "drop", shown)
@@ -219,6 +217,11 @@ def _few_numbers(axes: Axes, figures: Sequence[Figure]) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if doubled else MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
+
+
+def _turned(ratio: Figure | None) -> Figure | None:
+    """A speed-up from a ratio of times."""
+    return None if ratio is None else Figure(value=1 / ratio.value, low=1 / ratio.high, high=1 / ratio.low)
 
 
 def _hundredfold(figure: Figure | None) -> Figure | None:

@@ -8,6 +8,7 @@ import pytest
 from sample_report import bare, sample_report
 from test_pages import elements, ends, group, place, texts
 
+from compressor.report.figures import Figure
 from compressor.report.plot import Point, histogram_plot, ladder_plot, lengths_plot, report_plot, scatter
 
 
@@ -67,6 +68,21 @@ def test_the_ladder_shows_each_steps_speed_up_and_drop_with_their_intervals():
     assert ladder_plot(report.model_copy(update={"ladder": ()})) == ""
     untimed = tuple(step.model_copy(update={"speedup": None}) for step in report.ladder)
     assert "speed-up (log scale)" not in texts(ladder_plot(report.model_copy(update={"ladder": untimed})))
+
+
+def test_a_wide_noise_floor_does_not_cover_the_names_of_the_steps():
+    for low, high in ((0.996, 1.02), (1.2, 1.6), (0.3, 0.4)):
+        noise = Figure(value=(low + high) / 2, low=low, high=high)
+        drawn = ladder_plot(sample_report().model_copy(update={"noise": noise}))
+        band = [
+            float(one)
+            for one in re.findall(r"[ML] ([\d.]+)", ElementTree.tostring(group(drawn, "bar-noise"), "unicode"))
+        ]
+        names = [ElementTree.tostring(one, "unicode") for one in elements(drawn, "text") if one.text == "student"]
+        right = max(float(one) for one in re.findall(r"(?:translate\(| x=.)([\d.]+)", names[0]))
+        assert right < min(band)
+        marks = [x for x, _ in ends(drawn, "bar-speed-nothing")]
+        assert (min(band) <= marks[0] <= max(band)) is (low <= 1 <= high)
 
 
 def test_lengths_and_tokens_are_drawn_by_their_bins():
