@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from compressor.device import ISA_FLAGS
 from compressor.errors import InputError
 
 MANIFEST_NAME = "compressor.json"
@@ -105,11 +106,18 @@ def read_manifest(folder: str | Path) -> Manifest:
             text=tuple(content["text"]),
             max_tokens=int(content["max_tokens"]),
             precision=_precision(content["precision"]),
-            isa=content.get("isa"),
+            isa=_isa(content.get("isa")),
             rows_alone=content.get("rows_alone"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / MANIFEST_NAME} is not a manifest: {error!r}; make the folder again") from error
+
+
+def _isa(name: object) -> str | None:
+    """The instructions, if they are known: taking a name for another would sum a model wrongly."""
+    if name is not None and name not in ISA_FLAGS:
+        raise ValueError(f"isa must be one of {', '.join(ISA_FLAGS)} (got {name!r})")
+    return str(name) if name is not None else None
 
 
 def recorded_engine(folder: str | Path) -> str | None:

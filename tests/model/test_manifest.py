@@ -93,3 +93,12 @@ def test_reading_a_manifest_loads_nothing_heavy():
     code = "import compressor.model.manifest, sys; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_instructions_that_nobody_knows_are_refused(tmp_path: Path):
+    Manifest(labels=("a", "b"), shapes=Shapes(32, (LayerShape(4, 8, 64),), 50), isa="vnni").write(tmp_path)
+    assert read_manifest(tmp_path).isa == "vnni"
+    written = (tmp_path / "compressor.json").read_text(encoding="utf-8")
+    (tmp_path / "compressor.json").write_text(written.replace('"vnni"', '"zmm"'), encoding="utf-8")
+    with pytest.raises(InputError, match=r"isa must be one of amx, .*got 'zmm'"):
+        read_manifest(tmp_path)
