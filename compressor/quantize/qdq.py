@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
+from compressor.export.fusion import without_warnings
 from compressor.quantize.ranges import Range
 
 
@@ -41,7 +40,7 @@ def qdq_graph(model: ModelProto, nodes: Collection[str], ranges: Mapping[str, Ra
         "OpTypesToExcludeOutputQuantization": kinds,
         "DefaultTensorType": TensorProto.FLOAT,
     }
-    with quiet():
+    with without_warnings():
         quantizer = QDQQuantizer(
             onnx.shape_inference.infer_shapes(model),
             True,  # weights per channel
@@ -57,14 +56,3 @@ def qdq_graph(model: ModelProto, nodes: Collection[str], ranges: Mapping[str, Ra
         quantizer.quantize_model()
     result: ModelProto = quantizer.model.model
     return result
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """While open, nothing below an error is logged: onnxruntime's quantizer logs to the root logger."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from onnx import ModelProto
 
@@ -39,7 +39,15 @@ from compressor.quantize.settings import (
     Smooth,
     WeightOnly,
 )
-from compressor.quantize.targets import check_keep, check_target, need_torch, reduced_range
+from compressor.quantize.targets import (
+    USERS,
+    check_choices,
+    check_schemes,
+    check_sums,
+    need_torch,
+    reduced_range,
+    unused,
+)
 from compressor.quantize.trials import Limits, Trials
 from compressor.runtime.onnx import Inputs
 from compressor.runtime.predictor import MODEL_FILE, find_engine
@@ -101,12 +109,7 @@ class Quantizer:
         Raises: InputError for unknown schemes or choices, none at all, settings that cannot be, a scheme that the
             target cannot run, or a model that is no fp32 one.
         """
-        listed = not isinstance(try_, str) and list(try_)
-        if not listed or any(name not in SCHEMES for name in listed):
-            raise InputError(f"try must list some of {', '.join(SCHEMES)} (got {try_!r})")
-        for name, value, known in (("choose", choose, Choice), ("isa", isa, Isa), ("target", target, RunsOn)):
-            if value is not None and value not in get_args(known):
-                raise InputError(f"{name} must be one of {', '.join(get_args(known))} (got {value!r})")
+        check_choices(try_, choose=choose, isa=isa, target=target)
         self.model = Path(model)
         precision = read_manifest(self.model).precision
         if precision != "fp32":
@@ -120,16 +123,7 @@ class Quantizer:
         self.smooth = None if smooth is None else settings_of(Smooth, smooth, "smooth")
         self.qat = settings_of(Qat, qat or {}, "qat")
         self.weight_only = settings_of(WeightOnly, weight_only or {}, "weight_only")
-        check_target(self.try_, target, of=self.mixed.of)
-        if {"mixed", "static"} & set(self.try_):  # static may be followed by mixed
-            check_keep(self.mixed.keep, target)
-        if isa is not None and reduce_range is not None and reduce_range != reduced_range(isa, has_vnni=has_vnni()):
-            raise InputError(
-                f"reduce_range must be {not reduce_range} for isa {isa} (got {reduce_range}); leave it out, or give "
-                "the isa whose sums you mean"
-            )
-        if teacher is not None and "qat" not in try_:
-            raise InputError(f"teacher serves scheme qat alone (got {teacher}); add qat to try or leave it out")
+        check_sums(isa, reduce_range)
         self.isa = isa
         self.target = target
         self.reduce_range = reduced_range(isa, has_vnni=has_vnni()) if reduce_range is None else reduce_range
@@ -141,7 +135,7 @@ class Quantizer:
         self.progress = progress
         self.decide = decide or unheard
         self._torch_folder = self.model if find_engine(self.model) == "torch" else None
-        self._check_torch()
+        self._check_schemes()
 
     def fit(
         self,
@@ -204,8 +198,14 @@ class Quantizer:
         if not unnamed or len(known) != len(data.labels):
             require_labels(self.model, known, data.labels)
 
-    def _check_torch(self) -> None:
-        """InputError where a scheme needs safetensors and there are none."""
+    def _check_schemes(self) -> None:
+        """InputError where a scheme cannot run, has not what it needs, or settings serve none of them."""
+        check_schemes(self.try_, self.target, self.mixed)
+        wrong = unused(self.try_, {name: getattr(self, name) for name in ("calibrate", *USERS)})
+        if wrong:
+            raise InputError(wrong)
+        if self.teacher is not None and "qat" not in self.try_:
+            raise InputError(f"teacher serves scheme qat alone (got {self.teacher}); add qat to try or leave it out")
         needing = need_torch(self.try_, self.target, of=self.mixed.of)
         if needing and self._torch_folder is None:
             raise InputError(

@@ -15,6 +15,7 @@ from compressor.report.compare import scored_rows
 from compressor.report.doubts import of_reference
 from compressor.report.model import Report
 from compressor.report.perturbations import with_perturbations
+from compressor.report.saturation import with_saturation
 from compressor.report.subjects import Subject
 from compressor.stage import Progress, silent
 
@@ -45,7 +46,7 @@ def in_depth(
         tokenizer: folder of a model whose tokens are counted.
         select: key of a subject to its logits on select.
         reference: name of the subject that others are compared with.
-        changed: names of the subjects that changed texts are given to.
+        changed: names of the subjects that changed texts are given to; with none, saturating sums are not tried either.
         threads: of each model that is asked again.
         seed: draws rows and typos.
         progress: called while it works.
@@ -65,6 +66,7 @@ def in_depth(
         report = with_perturbations(
             report, subjects, texts, known, names=changed, threads=threads, seed=seed, progress=progress
         )
+        report = with_saturation(report, subjects, data, threads=threads, progress=progress)
     counted = {"histogram": histogram(data, tokenizer), "label_counts": label_counts(data)}
     weak = _weak_reference(subjects, known, reference, "test" if on_test else "select")
     return report.model_copy(update={**counted, "doubts": (*weak, *report.doubts)})

@@ -14,7 +14,7 @@ from compressor.bench.machine import fingerprint
 from compressor.bench.settings import BASELINES, BaselineName, Benchmark, Target
 from compressor.bench.statistics import LOOKS
 from compressor.data.labels import require_labels
-from compressor.data.rows import DataSets
+from compressor.data.rows import DataSets, Text
 from compressor.data.settings import Data
 from compressor.device import training_device
 from compressor.errors import InputError
@@ -27,7 +27,6 @@ from compressor.report.compare import open_rows, scored_rows
 from compressor.report.depth import in_depth
 from compressor.report.disagreements import disagreements, write_disagreements
 from compressor.report.model import Report
-from compressor.report.saturation import with_saturation
 from compressor.report.subjects import Subject, score_subjects, time_subjects
 from compressor.stage import Progress, settings_of, silent
 
@@ -119,22 +118,12 @@ def measure(
             seed=seed,
             progress=progress,
         )
-        if changed:
-            report = with_saturation(report, scored, rows, threads=threads, progress=progress)
         if baselines:
-            held = Held(
-                texts=texts,
-                references=references,
-                logits={one.name: one.logits for one in scored if one.logits is not None},
-                deployed=scored[-1].name,
-                teacher=first,
-                budget=limits,
-            )
             made = make_baselines(
                 baselines,
                 rows,
                 next(iter(named.values())),
-                held,
+                _held(scored, texts, references, limits),
                 work=Path(work) / "baselines",
                 threads=threads,
                 device=training_device(),
@@ -147,6 +136,20 @@ def measure(
     if out is not None:
         write_report(report, out, timings, apart)
     return report
+
+
+def _held(
+    scored: Sequence[Subject], texts: Sequence[Text], references: Sequence[int | None], budget: Budget | None
+) -> Held:
+    """What simple models are held against: the last model, with the first as its teacher."""
+    return Held(
+        texts=texts,
+        references=references,
+        logits={one.name: one.logits for one in scored if one.logits is not None},
+        deployed=scored[-1].name,
+        teacher=scored[0].name,
+        budget=budget,
+    )
 
 
 def _timed_as(benchmark: Benchmark | Mapping[str, Any] | None, rounds: int | None) -> Benchmark:

@@ -22,6 +22,7 @@ from compressor.runner.scoring import answers, onnx_folder
 from compressor.stage import Progress
 
 if TYPE_CHECKING:
+    from compressor.report.assemble import Told
     from compressor.report.model import Quantization, Report
     from compressor.report.subjects import Subject
     from compressor.runtime.choose import EngineChoice
@@ -134,10 +135,9 @@ def _report_key(chain: Chain, ids: list[str], best: str) -> str:
 def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, int], progress: Progress) -> Made:
     """Score every stage on `test`, time it, and put the report together."""
     from compressor.bench.machine import fingerprint
-    from compressor.report.assemble import Scored, Told, assemble
+    from compressor.report.assemble import Scored, assemble
     from compressor.report.depth import in_depth
-    from compressor.report.measure import row_counts, worst_apart
-    from compressor.report.saturation import with_saturation
+    from compressor.report.measure import worst_apart
     from compressor.report.subjects import score_subjects, time_subjects
 
     data, recipe = chain.data, chain.recipe
@@ -162,20 +162,8 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
             seed=recipe.seed,
             progress=progress,
         )
-    told = Told(
-        name=recipe.name,
-        task=recipe.task.model_dump(mode="json"),
-        data=row_counts(data) | {"truncated": dict(truncated)},
-        machine=machine,
-        notes=data.notes + _notes(chain),
-        pruning=tuple(found for stage_id in kept if (found := _pruning(chain, stage_id)) is not None),
-        curves=_curves(chain, kept),
-        quantization=tuple(one for stage_id in kept if (one := _quantization(chain, stage_id)) is not None),
-        decisions=(
-            *(line for stage_id in kept for line in distilling(chain.directory.stage(stage_id))),
-            *({"stage": best, "target": name, **_engine(one)} for name, one in choices.items()),
-        ),
-    )
+    engines = [{"stage": best, "target": name, **_engine(one)} for name, one in choices.items()]
+    told = _told(chain, kept, machine, truncated, engines)
     held = recipe.budget if recipe.budget.scores or recipe.budget.latency or recipe.budget.size else None
     report = assemble(
         told,
@@ -198,13 +186,36 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
         seed=recipe.seed,
         progress=progress,
     )
-    if not chain.smoke:
-        report = with_saturation(report, subjects, data, threads=chain.threads, progress=progress)
     report = with_baselines(report, chain, subjects, best, budget=held, progress=progress)
     again = {"command": f"compress {chain.directory.root / 'recipe.resolved.yaml'}", "seed": recipe.seed}
     report = report.model_copy(update={"reproduce": {**again, "versions": library_versions()}})
     engine = next((one.engine for name, one in choices.items() if targets[name].device == "cpu"), None)
     return Made(report, timings, tuple(subjects), worst_apart(subjects, "teacher", best, data), engine)
+
+
+def _told(
+    chain: Chain,
+    kept: list[str],
+    machine: Mapping[str, Any],
+    truncated: Mapping[str, int],
+    engines: Sequence[Mapping[str, Any]],
+) -> Told:
+    """What the run says of itself beside scores and times; `kept` are the stages of its own, `engines` their choice."""
+    from compressor.report.assemble import Told
+    from compressor.report.measure import row_counts
+
+    recipe, data = chain.recipe, chain.data
+    return Told(
+        name=recipe.name,
+        task=recipe.task.model_dump(mode="json"),
+        data=row_counts(data) | {"truncated": dict(truncated)},
+        machine=machine,
+        notes=data.notes + _notes(chain),
+        pruning=tuple(found for stage_id in kept if (found := _pruning(chain, stage_id)) is not None),
+        curves=_curves(chain, kept),
+        quantization=tuple(one for stage_id in kept if (one := _quantization(chain, stage_id)) is not None),
+        decisions=(*(line for one in kept for line in distilling(chain.directory.stage(one))), *engines),
+    )
 
 
 def _engines(

@@ -11,7 +11,7 @@ from compressor.device import has_vnni, machine_id, native_bf16
 from compressor.distill.settings import TeacherChoice
 from compressor.errors import InputError
 from compressor.quantize.settings import Calibrate, Choice, Isa, Mixed, Qat, RunsOn, Scheme, Smooth, WeightOnly
-from compressor.quantize.targets import check_keep, check_target
+from compressor.quantize.targets import USERS, check_schemes, unused
 from compressor.sources.settings import ModelSource, RowFile
 from compressor.stage import Job, Stage
 from compressor.stages.distill import part_of
@@ -51,7 +51,9 @@ class Quantize(Stage):
     def model_post_init(self, _context: object) -> None:
         if len(set(self.try_)) < len(self.try_):
             raise ValueError(f"try names a scheme twice (got {', '.join(self.try_)})")
-        self._refuse_unused()
+        wrong = unused(self.try_, {name: getattr(self, name) for name in ("calibrate", *USERS)})
+        if wrong:
+            raise ValueError(wrong)
         if self.teacher is None:
             return
         if "qat" not in self.try_:
@@ -61,26 +63,6 @@ class Quantize(Stage):
             raise ValueError("teacher must be a stage or a model: qat needs one that answers every row")
         if part.weight != 1.0:
             raise ValueError("teacher has a weight, which counts beside other teachers alone; leave it out")
-
-    def _refuse_unused(self) -> None:
-        """ValueError for settings of schemes that are not tried, as they would change nothing."""
-        users: dict[str, set[str]] = {
-            "mixed": {"mixed", "static"},
-            "smooth": {"dynamic", "static", "mixed"},
-            "qat": {"qat"},
-            "weight_only": {"weight_only"},
-        }
-        for name, schemes in users.items():
-            if getattr(self, name) != type(self).model_fields[name].default and not schemes & set(self.try_):
-                raise ValueError(
-                    f"sets {name}, which serves {' and '.join(sorted(schemes))} alone; add one to try or remove {name}"
-                )
-        ranged = "static" in self.try_ or ("mixed" in self.try_ and self.mixed.of == "static")
-        if self.calibrate.method != Calibrate().method and not ranged:
-            raise ValueError(
-                f"sets calibrate.method {self.calibrate.method}, which serves static alone; add static to try or "
-                "remove it"
-            )
 
     def references(self) -> Mapping[str, str | None]:
         """The model to quantize, and the stage that teaches qat."""
@@ -106,9 +88,7 @@ class Quantize(Stage):
         """
         made = self.model_copy(update={"isa": self.isa or isa, "target": self.target or target})
         try:
-            check_target(made.try_, made.target or target, of=made.mixed.of)
-            if {"mixed", "static"} & set(made.try_):
-                check_keep(made.mixed.keep, made.target or target)
+            check_schemes(made.try_, made.target or target, made.mixed)
         except InputError as error:
             raise InputError(f"stage {self.id}: {error}") from None
         return made

@@ -427,6 +427,8 @@ def test_weights_and_the_named_cpu_may_not_contradict_each_other(fp32):
     for isa, reduce_range in (("avx2", False), ("vnni", True)):
         with pytest.raises(InputError, match=f"reduce_range must be {not reduce_range} for isa {isa}"):
             Quantizer(fp32, data=DATA, isa=isa, reduce_range=reduce_range)
+    with pytest.raises(InputError, match="weight_only serves weight_only alone; add one to try"):
+        Quantizer(fp32, data=DATA, weight_only={"bits": 4})
     with pytest.raises(InputError, match="teacher serves scheme qat alone"):
         Quantizer(fp32, data=DATA, teacher=fp32)
     with pytest.raises(InputError, match=r"try must list some of .*got 'dynamic'"):

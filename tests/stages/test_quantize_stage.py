@@ -172,11 +172,11 @@ def test_a_stage_for_a_gpu_through_cuda_is_refused(run, tmp_path):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"try": ["dynamic"], "weight_only": {"bits": 4}}, "sets weight_only, which serves weight_only alone"),
-        ({"try": ["dynamic"], "qat": {"train": {"epochs": 3}}}, "sets qat"),
-        ({"try": ["dynamic"], "mixed": {"max_float": 0.1}}, "sets mixed, which serves mixed and static alone"),
-        ({"try": ["weight_only"], "smooth": {"alpha": 0.5}}, "sets smooth"),
-        ({"try": ["dynamic"], "calibrate": {"method": "mse"}}, "calibrate.method mse, which serves static alone"),
+        ({"try": ["dynamic"], "weight_only": {"bits": 4}}, "weight_only serves weight_only alone"),
+        ({"try": ["dynamic"], "qat": {"train": {"epochs": 3}}}, "qat serves qat alone"),
+        ({"try": ["dynamic"], "mixed": {"max_float": 0.1}}, "mixed serves mixed and static alone"),
+        ({"try": ["weight_only"], "smooth": {"alpha": 0.5}}, "smooth serves dynamic and mixed and static alone"),
+        ({"try": ["dynamic"], "calibrate": {"method": "mse"}}, "calibrate.method mse serves static alone"),
         ({"try": ["static"], "calibrate": {"percentile": 99.0}}, "percentile is set, which only method percentile"),
         ({"try": ["mixed"], "mixed": {"drop": "<= -1pp"}}, "drop must be a fall in points"),
         ({"smooth": {}}, "alpha"),
