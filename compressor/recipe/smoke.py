@@ -10,10 +10,12 @@ from compressor.distill.settings import RelationsMatch
 from compressor.errors import InputError
 from compressor.model.manifest import read_manifest
 from compressor.model.settings import Student
+from compressor.quantize.settings import Qat
 from compressor.settings import Settings
 from compressor.sources.models import peek_model
 from compressor.stage import Stage
 from compressor.stages.distill import Distill
+from compressor.stages.quantize import Quantize
 from compressor.train.settings import Train
 
 SMOKE_ROWS = 64
@@ -65,6 +67,8 @@ def smoke_stage(stage: Stage, scale: Scale, base: Path) -> Stage:
         own = scale if start is None else smoke_scale(peek_model(start, base=base), (stage,))
         train = Train() if stage.phases else stage.train  # unused beside phases, and refused there unless it is plain
         stage = stage.model_copy(update={"student": smoke_student(stage.student, own), "train": train})
+    if isinstance(stage, Quantize) and "qat" not in stage.try_:
+        stage = stage.model_copy(update={"qat": Qat()})  # what serves no scheme is refused there unless it is plain
     if stage.gate is not None:
         stage = stage.model_copy(update={"gate": stage.gate.model_copy(update={"otherwise": "warn"})})
     return stage

@@ -249,6 +249,14 @@ def test_a_smoke_recipe_without_given_widths_keeps_the_teachers(project):
     assert load(project, PLAIN).smoke().stages[0].student.hidden is None
 
 
+@pytest.mark.parametrize("schemes", ["dynamic, static", "qat"])
+def test_smoke_changes_no_setting_that_its_scheme_does_not_read(project, schemes):
+    text = PLAIN + f"stages: [{{id: int8, quantize: {{try: [{schemes}]}}}}]\n"
+    int8 = load(project, text).smoke().stages[0]
+    assert int8.qat.train.steps == (2 if schemes == "qat" else None)
+    assert type(int8)(**int8.model_dump()) == int8
+
+
 def test_the_schema_describes_every_verb_without_the_keys_beside_it():
     found = schema()
     json.dumps(found)
