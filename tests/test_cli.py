@@ -253,14 +253,22 @@ def test_our_own_bug_is_one_line_and_a_trace_in_error_log(project, monkeypatch):
     assert "ZeroDivisionError: oh no" in trace
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_with_130(project, number):
+@pytest.mark.parametrize(
+    ("words", "called", "number", "then"),
+    [
+        (["small.yaml"], "compressor.runner.run.run", signal.SIGINT, "goes on from here"),
+        (["small.yaml"], "compressor.runner.run.run", signal.SIGTERM, "goes on from here"),
+        (["folds", "small.yaml"], "compressor.runner.folds.run_folds", signal.SIGTERM, "goes on from here"),
+        (["bench", "model"], "compressor.report.bench.bench", signal.SIGTERM, "starts anew"),
+    ],
+)
+def test_a_signal_ends_with_130(project, words, called, number, then):
+    module, _, name = called.rpartition(".")
     code = (
-        "import sys, time\n"
-        "from compressor.runner import run as module\n"
-        "def run(*_places, **_settings):\n    print('READY', flush=True); time.sleep(60)\n"
-        "module.run = run\n"
-        "sys.argv = ['compress', 'small.yaml']\n"
+        f"import sys, time, {module}\n"
+        "def wait(*_places, **_settings):\n    print('READY', flush=True); time.sleep(60)\n"
+        f"sys.modules['{module}'].{name} = wait\n"
+        f"sys.argv = ['compress', *{words}]\n"
         "from compressor.cli import main\nmain()\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
@@ -272,7 +280,7 @@ def test_a_signal_ends_with_130(project, number):
         process.send_signal(number)
         _out, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "interrupted; the same command goes on from here\n"
+    assert err == f"interrupted; the same command {then}\n"
 
 
 def test_python_m_compressor_is_the_same(project):

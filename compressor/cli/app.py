@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -155,8 +153,7 @@ def _show_plan(recipe: Recipe, folder: Path, redo: Sequence[str], *, as_json: bo
 
 
 def _run(recipe: Recipe, folder: Path, redo: Sequence[str], *, quiet: bool, as_json: bool) -> None:
-    signal.signal(signal.SIGTERM, _interrupt)
-    with Ending(folder):
+    with Ending(folder, resumes=True):
         from compressor.runner.run import run
 
         with working(quiet=quiet, as_json=as_json) as display:
@@ -171,10 +168,6 @@ def _run(recipe: Recipe, folder: Path, redo: Sequence[str], *, quiet: bool, as_j
         if result.message:
             complain(result.message)
     raise typer.Exit(result.exit_code)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def verbs() -> tuple[str, ...]:

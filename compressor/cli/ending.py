@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.metadata
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import Any
 
 import typer
 
@@ -22,14 +25,28 @@ DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUO
 
 
 class Ending(contextlib.AbstractContextManager["Ending"]):
-    """Turns what went wrong inside into a message on stderr and the exit code that goes with it."""
+    """Turns what went wrong inside into a message on stderr and the exit code that goes with it.
 
-    def __init__(self, out: Path | None = None) -> None:
-        self.out = out
+    Args:
+        out: folder of the result; a trace is written there.
+        resumes: whether the same command goes on where it was interrupted.
+    """
+
+    def __init__(self, out: Path | None = None, *, resumes: bool = False) -> None:
+        self.out, self.resumes = out, resumes
+        self._before: Any = None
+
+    def __enter__(self) -> Ending:
+        """Let a request to end (SIGTERM) interrupt as Ctrl-C does, so that processes end and folders are removed."""
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
+            self._before = signal.signal(signal.SIGTERM, _interrupt)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
         if error is None or isinstance(error, SystemExit | typer.Exit | BrokenPipeError):
             return
         if isinstance(error, RecipeError):
@@ -41,7 +58,7 @@ class Ending(contextlib.AbstractContextManager["Ending"]):
             complain(str(error))
             raise typer.Exit(error.exit_code)
         if isinstance(error, KeyboardInterrupt):
-            complain("interrupted; the same command goes on from here")
+            complain(f"interrupted; the same command {'goes on from here' if self.resumes else 'starts anew'}")
             raise typer.Exit(INTERRUPTED)
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             where = error.filename or self.out or "disk"
@@ -52,6 +69,10 @@ class Ending(contextlib.AbstractContextManager["Ending"]):
             first = next(iter(str(error).splitlines()), "")
             complain(f"compress has a bug: {type(error).__name__}: {first}; the trace is in {log}: please report it")
             raise typer.Exit(OUR_BUG)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _write_trace(error: BaseException, out: Path | None) -> Path:

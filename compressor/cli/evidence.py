@@ -12,7 +12,7 @@ import typer
 from compressor.cli.app import app
 from compressor.cli.display import Display, complain, working
 from compressor.cli.ending import Ending
-from compressor.cli.options import benchmark_of, columns_by_option
+from compressor.cli.options import benchmark_of, columns_by_option, targets_of
 from compressor.cli.verbs import AsJson
 from compressor.errors import CompressorError, GateError
 
@@ -46,6 +46,14 @@ def bench_command(
         int, typer.Option(min=1, max=3, metavar="N", help="Lots of --rounds at most, while a verdict is undecided.")
     ] = 3,
     threads: Threads = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="WHERE",
+            help="cpu, cpu/torch, cpu/openvino, gpu/onnxruntime, gpu/tensorrt, gpu/torch/fp16 ...; several times.",
+        ),
+    ] = None,
     scenario: Annotated[
         list[str] | None, typer.Option("--scenario", metavar="NAME", help="'one core', offline or arrivals, too.")
     ] = None,
@@ -80,6 +88,7 @@ def bench_command(
                 rounds=rounds,
                 looks=looks,
                 benchmark=benchmark_of(scenario or (), p99_ms, batch or (), price),
+                targets=targets_of(target or ()),
                 threads=threads,
                 progress=display,
                 out=out,
@@ -241,7 +250,7 @@ def folds_command(
     The rows are divided into folds, and each is answered by a run of the recipe on the others. Finished folds are
     skipped. Exit code 3 where a gate or the budget's scores failed.
     """
-    with Ending(out):
+    with Ending(out, resumes=True):
         from compressor.recipe.recipe import Recipe
         from compressor.runner.folds import run_folds
 

@@ -47,6 +47,29 @@ def benchmark_of(
         raise InputError(words.replace("--p99_ms", "--p99-ms")) from error
 
 
+def targets_of(asked: Sequence[str]) -> dict[str, Any] | None:
+    """Targets by name, as in a recipe, from `--target DEVICE[/ENGINE[/PRECISION]]`; None where none was asked for.
+
+    >>> targets_of(["cpu", "gpu/torch/fp16"])["gpu-torch-fp16"]
+    {'device': 'gpu', 'engine': 'torch', 'precision': 'fp16'}
+    """
+    from compressor.bench.settings import Target
+    from compressor.stage import settings_of
+
+    keys, found = ("device", "engine", "precision"), dict[str, Any]()
+    for one in asked:
+        parts = one.split("/")
+        if len(parts) > len(keys):
+            raise InputError(f"--target must be DEVICE, DEVICE/ENGINE or DEVICE/ENGINE/PRECISION (got {one!r})")
+        target = dict(zip(keys, parts, strict=False))
+        try:
+            settings_of(Target, target, "target")
+        except InputError as error:
+            raise InputError(re.sub(r"^target[.:] ?", f"--target {one}: ", str(error))) from error
+        found["-".join(parts)] = target
+    return found or None
+
+
 @contextlib.contextmanager
 def columns_by_option(label: str | None = None) -> Iterator[None]:
     """While open, an error about a column that a file lacks says which option names it.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.bench.settings import BASELINES, BaselineName, Benchmark
+from compressor.bench.settings import BASELINES, BaselineName, Benchmark, Target
 from compressor.data.readers import format_of, head_names
 from compressor.data.rows import DataSets, Rows, Text
 from compressor.data.settings import Column, Data, Task
@@ -54,6 +54,7 @@ def bench(
     rounds: int | None = None,
     looks: int = 3,
     benchmark: Benchmark | Mapping[str, Any] | None = None,
+    targets: Mapping[str, Target | Mapping[str, Any]] | None = None,
     train: str | Path | None = None,
     baselines: Sequence[BaselineName] = BASELINES,
     threads: int | None = None,
@@ -73,6 +74,7 @@ def bench(
         rounds: slots each model gets; what `benchmark` says, or 15, unless given.
         looks: 1 to 3; how many lots of rounds are timed at most, the further ones while a verdict is undecided.
         benchmark: what is timed beside single rows, as in a recipe: grid, scenarios, price.
+        targets: name to where models are timed, as for `measure`.
         train: labelled rows with the columns of `rows`, of which baselines are made; those among `rows` are left out,
             and a tenth is held out for choices. None makes no baselines.
         baselines: names of those simple models.
@@ -106,6 +108,7 @@ def bench(
                 rounds=rounds,
                 looks=looks,
                 benchmark=benchmark,
+                targets=targets,
                 changed=given.labels is not None,
                 threads=threads,
                 name="bench",

@@ -26,8 +26,10 @@ from compressor.report.baselines import Held, make_baselines
 from compressor.report.compare import open_rows, scored_rows
 from compressor.report.depth import in_depth
 from compressor.report.disagreements import disagreements, write_disagreements
+from compressor.report.engines import told_choices, torch_subjects, with_engines
 from compressor.report.model import Report
 from compressor.report.subjects import Subject, score_subjects, time_subjects
+from compressor.runtime.choose import EngineChoice
 from compressor.stage import Progress, settings_of, silent
 
 
@@ -39,6 +41,7 @@ def measure(
     rounds: int | None = None,
     looks: int = 1,
     benchmark: Benchmark | Mapping[str, Any] | None = None,
+    targets: Mapping[str, Target | Mapping[str, Any]] | None = None,
     threads: int | None = None,
     timing: bool = True,
     changed: bool = True,
@@ -58,8 +61,10 @@ def measure(
         rounds: slots each model gets in the timing, 3 or more; what `benchmark` says, or 15, unless given.
         looks: 1 to 3; how many such lots of rounds are timed at most, while a model is neither faster, slower nor the
             same; verdicts then allow for the looks taken.
-        benchmark: what is timed beside single rows: grid, scenarios, price; targets and baselines are a recipe's.
-        threads: of each timed model; None takes all that this process may use.
+        benchmark: what is timed beside single rows: grid, scenarios, price; its targets and baselines are a recipe's.
+        targets: name to where models are timed, as a recipe's `targets`; onnxruntime on the CPU unless given. Ratios
+            are taken at the first of onnxruntime; engine torch times the folders that hold torch weights.
+        threads: of each timed model where its target says nothing; None takes all that this process may use.
         timing: False leaves latency out.
         changed: False leaves out what small changes of the texts, and saturating sums of INT8, do.
         baselines: names of simple models (tfidf, static, small) made of the train rows of `data`, beside which the last
@@ -78,31 +83,41 @@ def measure(
     rows = open_rows(data, next(iter(named.values())), base=base)
     texts, references, on_test = scored_rows(rows)
     _check_baselines(baselines, rows)
-    targets = {"cpu": Target(threads=threads)}
-    settings = _timed_as(benchmark, rounds)
+    places = _targets(targets, threads)
+    settings = _timed_as(benchmark, rounds).model_copy(update={"targets": list(places)})
+    choices: Mapping[str, EngineChoice] = {}
     timings: dict[str, Timing] | str = "timing was switched off"
     machine = fingerprint()
     with tempfile.TemporaryDirectory(prefix="compressor-measure-") as work:
         subjects = [_subject(one, folder, Path(work), rows, progress) for one, folder in named.items()]
+        if any(target.engine == "torch" for target in places.values()):
+            subjects += torch_subjects(named)
         scored = score_subjects(subjects, texts, threads=threads, progress=progress)
-        first = scored[0].name
+        first, last = scored[0].name, scored[len(named) - 1]
         if timing:
+            places, choices = with_engines(places, list(places), last.folder, texts, seed=seed, progress=progress)
             timings = time_subjects(
                 scored,
                 texts,
                 benchmark=settings,
-                targets=targets,
+                targets=places,
                 reference=first,
                 seed=seed,
                 looks=looks,
                 progress=progress,
             )
         report = assemble(
-            Told(name=name, task=rows.task.model_dump(mode="json"), data=row_counts(rows), machine=machine),
+            Told(
+                name=name,
+                task=rows.task.model_dump(mode="json"),
+                data=row_counts(rows),
+                machine=machine,
+                decisions=tuple(told_choices(choices, last.name)),
+            ),
             scored,
             Scored(references, rows.labels, on_test, texts),
             timings=timings,
-            targets=targets,
+            targets=places,
             benchmark=settings,
             budget=limits,
             reference=first,
@@ -113,7 +128,7 @@ def measure(
             rows,
             tokenizer=scored[0].folder,
             reference=first,
-            changed=tuple(dict.fromkeys((first, scored[-1].name))) if changed else (),
+            changed=tuple(dict.fromkeys((first, last.name))) if changed else (),
             threads=threads,
             seed=seed,
             progress=progress,
@@ -123,7 +138,7 @@ def measure(
                 baselines,
                 rows,
                 next(iter(named.values())),
-                _held(scored, texts, references, limits),
+                _held(scored[: len(named)], texts, references, limits),
                 work=Path(work) / "baselines",
                 threads=threads,
                 device=training_device(),
@@ -132,7 +147,7 @@ def measure(
                 progress=progress,
             )
             report = report.model_copy(update={"baselines": made.made, "doubts": (*report.doubts, *made.doubts)})
-        apart = worst_apart(scored, first, scored[-1].name, rows)
+        apart = worst_apart(scored, first, last.name, rows)
     if out is not None:
         write_report(report, out, timings, apart)
     return report
@@ -153,12 +168,21 @@ def _held(
 
 
 def _timed_as(benchmark: Benchmark | Mapping[str, Any] | None, rounds: int | None) -> Benchmark:
-    """What is timed, on the one target that `measure` has; InputError for what only a recipe may say."""
+    """What is timed beside single rows; InputError for what only a recipe may say there."""
     settings = settings_of(Benchmark, benchmark or {}, "benchmark")
     for key in sorted({"targets", "baselines"} & settings.model_fields_set):
-        advice = "give baselines=[...] beside it" if key == "baselines" else "measure times onnxruntime on the CPU"
+        advice = f"give {key}= beside it"
         raise InputError(f"benchmark.{key} is for recipes: {advice}")
     return settings if rounds is None else settings.model_copy(update={"rounds": rounds})
+
+
+def _targets(targets: Mapping[str, Target | Mapping[str, Any]] | None, threads: int | None) -> dict[str, Target]:
+    """Where models are timed; the CPU unless given, with `threads` where a target on it names none."""
+    found = {name: settings_of(Target, one, f"targets.{name}") for name, one in (targets or {"cpu": {}}).items()}
+    return {
+        name: one.model_copy(update={"threads": threads}) if one.threads is None and one.device == "cpu" else one
+        for name, one in found.items()
+    }
 
 
 def _check_baselines(names: Sequence[str], rows: DataSets) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.bench.settings import Target
 from compressor.device import machine_id
 from compressor.errors import GateError, UndecidedError
 from compressor.model.digest import model_digest
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from compressor.report.assemble import Told
     from compressor.report.model import Quantization, Report
     from compressor.report.subjects import Subject
-    from compressor.runtime.choose import EngineChoice
 
 
 @dataclass(frozen=True)
@@ -137,6 +135,7 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
     from compressor.bench.machine import fingerprint
     from compressor.report.assemble import Scored, assemble
     from compressor.report.depth import in_depth
+    from compressor.report.engines import told_choices, torch_subjects, with_engines
     from compressor.report.measure import worst_apart
     from compressor.report.subjects import score_subjects, time_subjects
 
@@ -148,12 +147,15 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
     subjects = [_subject(chain, stage_id, part, progress) for stage_id in ids]
     subjects += _controls(chain, kept, part, progress)
     if any(recipe.targets[name].engine == "torch" for name in recipe.benchmark.targets):
-        subjects += _torch_subjects(chain, ids)
+        homes = {stage_id: chain.folder(stage_id) / "model" for stage_id in ids}
+        subjects += torch_subjects(homes, base=chain.directory.root)
         subjects = list(score_subjects(subjects, rows.texts, threads=chain.threads, progress=progress))
     timings: Mapping[str, Any] | str = "a smoke run claims no time"
     targets, choices = dict(recipe.targets), dict[str, Any]()
     if not chain.smoke:
-        targets, choices = _engines(chain, subjects, best, rows.texts, progress)
+        folder = next(one.folder for one in subjects if (one.name, one.engine) == (best, "onnxruntime"))
+        asked = recipe.benchmark.targets
+        targets, choices = with_engines(targets, asked, folder, rows.texts, seed=recipe.seed, progress=progress)
         timings = time_subjects(
             subjects,
             rows.texts,
@@ -162,8 +164,7 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
             seed=recipe.seed,
             progress=progress,
         )
-    engines = [{"stage": best, "target": name, **_engine(one)} for name, one in choices.items()]
-    told = _told(chain, kept, machine, truncated, engines)
+    told = _told(chain, kept, machine, truncated, told_choices(choices, best))
     held = recipe.budget if recipe.budget.scores or recipe.budget.latency or recipe.budget.size else None
     report = assemble(
         told,
@@ -218,23 +219,6 @@ def _told(
     )
 
 
-def _engines(
-    chain: Chain, subjects: Sequence[Subject], best: str, texts: Sequence[Any], progress: Progress
-) -> tuple[dict[str, Target], dict[str, EngineChoice]]:
-    """The targets with the engine of each, and for `fastest`, measured on the deployed model, the choice."""
-    from compressor.report.subjects import draw_texts
-    from compressor.report.workloads import skipped
-    from compressor.runtime.choose import at_target
-
-    recipe, targets, choices = chain.recipe, dict(chain.recipe.targets), dict[str, Any]()
-    folder = next(one.folder for one in subjects if (one.name, one.engine) == (best, "onnxruntime"))
-    for name in recipe.benchmark.targets:
-        if targets[name].engine == "fastest" and skipped(targets[name]) is None:
-            drawn = draw_texts(texts, seed=recipe.seed)
-            targets[name], choices[name] = at_target(targets[name], folder, drawn, progress=progress)
-    return targets, choices
-
-
 def _select_answers(chain: Chain, ids: list[str], progress: Progress) -> dict[str, Any]:
     """Stage to its model's logits on select, kept where its gate asked for them."""
     store, data = chain.directory.answers, chain.data
@@ -278,24 +262,6 @@ def _scored(chain: Chain, name: str, home: Path, part: str, progress: Progress) 
         parameters=count_parameters(trained) if trained else None,
         logits=logits,
     )
-
-
-def _torch_subjects(chain: Chain, ids: list[str]) -> list[Subject]:
-    """The stages that hold torch weights, as subjects of that engine."""
-    from compressor.report.subjects import Subject
-
-    homes = {stage_id: chain.folder(stage_id) / "model" for stage_id in ids}
-    return [
-        Subject(name=stage_id, folder=home, engine="torch", path=str(home.relative_to(chain.directory.root)))
-        for stage_id, home in homes.items()
-        if any(home.glob("*.safetensors"))
-    ]
-
-
-def _engine(choice: EngineChoice) -> dict[str, Any]:
-    """A choice as the report tells it."""
-    found = choice.decision()
-    return {"kind": found.kind, "chosen": found.chosen, "because": found.because, "candidates": found.candidates}
 
 
 def _quantization(chain: Chain, stage_id: str) -> Quantization | None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from compressor import cli
 from compressor.cli.app import verbs
-from compressor.cli.options import benchmark_of
+from compressor.cli.options import benchmark_of, targets_of
 from compressor.errors import InputError
 
 
@@ -32,6 +32,30 @@ def test_a_wrong_option_is_called_by_its_name(said: tuple, message: str):
     with pytest.raises(InputError, match=message) as found:
         benchmark_of(*said)
     assert "bench." not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("cpu/foo", "--target cpu/foo: engine: Input should be 'onnxruntime'"),
+        ("tpu", "--target tpu: device: Input should be 'cpu' or 'gpu'"),
+        ("cpu/torch/fp16", "--target cpu/torch/fp16: precision fp16 is for device gpu"),
+        ("gpu/openvino", "--target gpu/openvino: device gpu has the engines"),
+        ("cpu/torch/fp32/2", "--target must be DEVICE, DEVICE/ENGINE or DEVICE/ENGINE/PRECISION"),
+    ],
+)
+def test_a_wrong_target_is_called_as_it_was_given(said: str, message: str):
+    with pytest.raises(InputError, match=message):
+        targets_of(["cpu", said])
+
+
+def test_targets_are_named_after_what_was_asked_for():
+    assert targets_of([]) is None
+    found = targets_of(["cpu", "gpu/tensorrt/fp16", "cpu"])
+    assert found == {
+        "cpu": {"device": "cpu"},
+        "gpu-tensorrt-fp16": {"device": "gpu", "engine": "tensorrt", "precision": "fp16"},
+    }
 
 
 def test_options_make_the_settings_of_a_recipes_benchmark():

@@ -64,6 +64,21 @@ def test_measure_scores_and_times_folders(tiny_classifier: Path, other: Path, da
     assert {slot["subject"] for slot in samples["targets"]["cpu"]["slots"]} == {"teacher", "student", "teacher/aa"}
 
 
+def test_measure_times_every_target_that_is_here_and_names_the_others(
+    tiny_classifier: Path, data: DataSets, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("compressor.runtime.choose.training_device", lambda: "cpu")
+    targets = {"cpu": {"threads": 1}, "torch": {"engine": "torch"}, "gpu": {"device": "gpu"}}
+    report = measure([tiny_classifier], data=data, rounds=3, threads=2, targets=targets, changed=False)
+    ours, again = report.subjects[0], report.subject(tiny_classifier.name, "torch")
+    assert [(row.target, row.threads) for row in ours.latency if row.samples] == [("cpu", 1), ("cpu", 1)]
+    assert {(row.target, row.threads) for row in again.latency if row.samples} == {("torch", 2)}
+    assert again.metric == ours.metric
+    assert any(doubt.startswith("Target gpu was not timed") for doubt in report.doubts)
+    with pytest.raises(InputError, match=r"targets\.gpu: .*openvino"):
+        measure([tiny_classifier], data=data, targets={"gpu": {"device": "gpu", "engine": "openvino"}})
+
+
 def test_measure_without_timing_starts_no_process(
     tiny_classifier: Path, data: DataSets, monkeypatch: pytest.MonkeyPatch
 ):
