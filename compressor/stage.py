@@ -38,6 +38,16 @@ def settings_of(schema: type[Schema] | TypeAdapter[Schema], value: object, name:
         raise InputError(mistakes(problem, name)) from problem
 
 
+def made_folder(path: str | Path) -> Path:
+    """The folder, made if need be before the work that fills it; InputError where a file stands there."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{path} cannot be a folder, as a file is in its place; give another one") from error
+    return path
+
+
 class ScoreLimit(Settings):
     """How far a score may fall below that of another output, on the same rows."""
 

@@ -309,10 +309,13 @@ def test_why_shows_the_decisions_of_a_stage(project):
     folder.mkdir(parents=True)
     line = {"stage": "slim", "kind": "layer", "chosen": "kept 2", "because": "it costs more"}
     line |= {"candidates": [1], "cost": None}
+    (folder / "stage.json").write_text("{}")
     (folder / "decisions.jsonl").write_text(json.dumps(line) + "\n")
     assert compress("why", "runs/small", "slim").stdout == "layer: kept 2 because it costs more\n    candidates: [1]\n"
     assert "did you mean slim?" in compress("why", "runs/small", "slm").stderr
     assert compress("why", "nowhere", "slim").exit_code == 2
+    folder.rename(folder.with_name("slim.partial"))
+    assert "holds no stages" in compress("why", "runs/small", "slim.partial").stderr
 
 
 def test_report_of_what_is_no_run_is_refused(project):
@@ -377,6 +380,7 @@ def test_doctor_names_a_missing_and_an_old_library(monkeypatch):
 def test_why_doctor_and_report_write_json_alone(project):
     folder = project / "runs" / "small" / "stages" / "slim"
     folder.mkdir(parents=True)
+    (folder / "stage.json").write_text("{}")
     (folder / "decisions.jsonl").write_text('{"kind": "layer", "chosen": 2, "because": "so"}\n')
     assert json.loads(compress("why", "runs/small", "slim", "--json").stdout)[0]["chosen"] == 2
     assert {"state", "subject", "words"} == set(json.loads(compress("doctor", "--json").stdout)[0])

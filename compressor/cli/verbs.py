@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -46,7 +47,7 @@ def why_command(
         from compressor.runner.directory import RunDirectory, read_lines
 
         directory = RunDirectory(run)
-        made = [path.name for path in sorted(directory.stages.glob("*")) if path.is_dir()]
+        made = directory.made()
         if not made:
             raise InputError(f"{run} holds no stages; give a run directory such as runs/NAME")
         if stage not in made:
@@ -67,6 +68,7 @@ def push_command(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and upload nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Upload it although its budget failed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show the result and errors only.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Upload RUN's final/ to the Hugging Face hub, by the hub's own login.
@@ -76,7 +78,7 @@ def push_command(
     with Ending():
         from compressor.runner.push import push
 
-        pushed = push(run, repo, private=private, dry_run=dry_run, force=force)
+        pushed = push(run, repo, private=private, dry_run=dry_run, force=force, bars=sys.stderr.isatty() and not quiet)
         if as_json:
             print(json.dumps(asdict(pushed), indent=2, ensure_ascii=False))
             return
@@ -103,9 +105,11 @@ def init_command(
     """Write a commented recipe to start from."""
     with Ending():
         from compressor.recipe.template import TEMPLATE
+        from compressor.stage import made_folder
 
         if path.exists():
             raise InputError(f"{path} exists; name another file or remove it")
+        made_folder(path.parent)
         path.write_text(TEMPLATE, encoding="utf-8")
         print(f"wrote {path}; put your rows and model into it, then: compress {path} --plan")
 

@@ -11,7 +11,7 @@ import numpy as np
 from compressor.bench.statistics import Interval, median_interval, p50_by_round, ratio_interval
 from compressor.errors import InputError
 from compressor.evaluate.metrics import score
-from compressor.evaluate.paired import drop, flips, rows_to_decide, score_interval
+from compressor.evaluate.paired import drop, flips, rows_by_interval, rows_to_decide, score_interval
 from compressor.evaluate.settings import Budget, LatencyLimit, check_score_limit
 from compressor.settings import Limit, parse_limit
 from compressor.stage import Gate, Outcome, ScoreLimit
@@ -83,7 +83,8 @@ def judge(
         verdict = _decide(tested, parsed, parsed.value / 100)
         verdicts.append(verdict)
         values[name] = (value.value, value.low, value.high)
-        advice = _advice(name, limit, answers, name, verdict, gate.confidence or 0.95)
+        level = gate.confidence or 0.95
+        advice = _advice(name, limit, answers, name, tested=tested, verdict=verdict, level=level)
         reasons.append(f"{shown} is {_points(value, parsed)}, limit {parsed}: {verdict}{advice}")
     overall = worst(verdicts)
     assert overall != "none"
@@ -148,7 +149,7 @@ def _score_row(name: str, limit: ScoreLimit | str, budget: Budget, answers: Answ
         return BudgetRow(what, text, vs, None, None, None, "undecided", f"{vs} was not made")
     value, shown, parsed = _measure(name, limit, answers, vs or "", 2 * budget.confidence - 1)
     verdict = _decide(value, parsed, parsed.value / 100)
-    advice = _advice(name, limit, answers, vs or "", verdict, budget.confidence)
+    advice = _advice(name, limit, answers, vs or "", tested=value, verdict=verdict, level=budget.confidence)
     if verdict == "pass" and not on_test:
         verdict, advice = "undecided", "; no test set, and a score budget cannot pass on select"
     because = f"{shown} is {_points(value, parsed)}{advice}"
@@ -218,18 +219,34 @@ def _points(value: Interval, limit: Limit) -> str:
 
 
 def _advice(
-    name: str, limit: ScoreLimit | str, answers: Answers, compared: str, verdict: Verdict, confidence: float
+    name: str,
+    limit: ScoreLimit | str,
+    answers: Answers,
+    compared: str,
+    *,
+    tested: Interval,
+    verdict: Verdict,
+    level: float,
 ) -> str:
-    """Words on what an undecided drop would need at the one-sided confidence of its test."""
-    if verdict != "undecided" or not isinstance(limit, ScoreLimit) or name != "accuracy":
+    """Words on how many rows would decide what is undecided, at the one-sided confidence `level` of its test."""
+    if verdict != "undecided":
         return ""
-    counts = flips(answers.compared[compared], answers.predictions, answers.references)
-    rows, bound = len(answers.references), parse_limit(limit.drop).value / 100
-    share = (counts.lost + counts.won) / rows
-    if bound <= 0 or share == 0:
+    rows = len(answers.references)
+    if isinstance(limit, ScoreLimit) and name == "accuracy":
+        counts = flips(answers.compared[compared], answers.predictions, answers.references)
+        share, away = (counts.lost + counts.won) / rows, parse_limit(limit.drop).value / 100
+        if away <= 0 or share == 0:
+            return ""
+        where = f"at {100 * share:.1f} % flips"
+        needed: int | None = rows_to_decide(away, share, confidence=level)
+    else:
+        bound = parse_limit(limit.drop if isinstance(limit, ScoreLimit) else limit).value / 100
+        truth, where = (0.0, "if nothing is lost") if isinstance(limit, ScoreLimit) else (tested.value, "at this score")
+        needed = rows_by_interval(tested, rows, away=abs(bound - truth), confidence=level)
+    if needed is None:
         return ""
-    needed = rows_to_decide(bound, share, confidence=confidence)
     if needed > rows:
-        enough = f"about {needed:,} rows would show it in 4 of 5 cases at {100 * share:.1f} % flips"
-        return f"; {rows} rows do not show it, {enough}"
-    return f"; {rows} rows do not settle a fall this close to the limit"
+        return f"; {rows} rows do not show it, about {needed:,} rows would show it in 4 of 5 cases {where}"
+    return (
+        f"; {rows} rows do not settle a {'fall' if isinstance(limit, ScoreLimit) else 'score'} this close to the limit"
+    )

@@ -192,6 +192,25 @@ def rows_to_decide(limit: float, discordant_share: float, *, confidence: float =
     return math.ceil(discordant_share * (reach / limit) ** 2)
 
 
+def rows_by_interval(
+    found: Interval, rows: int, *, away: float, confidence: float = 0.95, power: float = 0.8
+) -> int | None:
+    """Rows at which a bound clears its limit in a share `power` of cases, as intervals shrink with the root of rows.
+
+    Args:
+        found: two-sided interval at 2 * confidence - 1, measured on `rows` rows.
+        away: how far the true value is taken to be from the limit, in the interval's unit; None is returned for 0.
+        confidence: of the one-sided bound.
+
+    >>> rows_by_interval(Interval(0.90, 0.88, 0.92), 500, away=0.01)
+    4571
+    """
+    reach, width = NormalDist().inv_cdf(confidence), (found.high - found.low) / 2
+    if away <= 0 or width <= 0:
+        return None
+    return math.ceil(rows * (width * (1 + NormalDist().inv_cdf(power) / reach) / away) ** 2)
+
+
 def _rows_of_share(metric: str, references: np.ndarray, labels: Sequence[str]) -> np.ndarray | None:
     """Numbers of the rows of which the metric is the share that is right; None where it is no such share."""
     name, _, of_class = metric.partition("@")

@@ -73,6 +73,8 @@ class Told:
     """`{stage, kind, chosen, because}` of what was decided while distilling, and of engines chosen by time."""
     quantization: tuple[Quantization, ...] = ()
     """Of each quantize stage."""
+    unchosen: Mapping[str, str] = field(default_factory=dict)
+    """Target to why no engine could be chosen there, so that nothing was timed."""
 
 
 def assemble(
@@ -200,7 +202,7 @@ class _Facts:
             versus_teacher=None if subject.name == self.reference else self.versus(subject),
             latency=self.latency(subject),
             resources=self.resources(subject),
-            same_as=None if same is None else same.partition("@")[0],
+            same_as=None if same is None else next(one.name for one in self.subjects if one.key == same),
         )
 
     def versus(self, subject: Subject) -> Versus:
@@ -256,6 +258,7 @@ class _Facts:
             engine=subject.engine,
             untimed=subject.untimed or self.untimed,
             precision=subject.precision,
+            unchosen=self.told.unchosen,
         )
 
     def resources(self, subject: Subject) -> Resources | None:
@@ -323,7 +326,8 @@ class _Facts:
     def skipped(self) -> list[str]:
         """A sentence for each target that was asked for and cannot be timed here."""
         asked = self.benchmark.targets if self.benchmark else list(self.timings)
-        whys = [(name, skipped(self.targets[name])) for name in asked if name in self.targets]
+        known = [name for name in asked if name in self.targets]
+        whys = [(name, self.told.unchosen.get(name) or skipped(self.targets[name])) for name in known]
         found = [f"Target {name} was not timed: {why}." for name, why in whys if why]
         if self.first is not None and self.first != asked[0]:
             found.append(f"Ratios, the noise and budgets are those of target {self.first} instead of {asked[0]}.")

@@ -25,7 +25,7 @@ from compressor.report.model import Report, SubjectRow
 from compressor.report.sentences import SENTENCES
 from compressor.report.subjects import ROWS_TIMED
 from compressor.sources.rows_source import resolve_rows
-from compressor.stage import Progress, settings_of, silent
+from compressor.stage import Progress, made_folder, settings_of, silent
 
 FEWEST_TRAIN = 50
 """Labelled rows below which no baseline is made."""
@@ -87,7 +87,7 @@ def bench(
     """
     if not paths:
         raise InputError("bench needs one or more models: folders, run directories or hub names")
-    named = names_of(paths)
+    named, out = names_of(paths), None if out is None else made_folder(out)
     with tempfile.TemporaryDirectory(prefix="compressor-bench-") as folder:
         work = Path(folder)
         opened = {
@@ -170,7 +170,9 @@ def _train_rows(
             f"--train makes baselines, which are scored: {given.name} has no labels; name them with --label"
         )
     found = read_given(train, first, text=text, label=label, base=base)
-    ids = class_ids(found.labels or (), first.manifest.labels, where=str(train))
+    if found.labels is None:
+        raise InputError(f"--train {train}: it has no labels to learn from; name their column with --label")
+    ids = class_ids(found.labels, first.manifest.labels, where=str(train))
     scored = set(given.texts)
     kept = [place for place, one in enumerate(ids) if one is not None and found.texts[place] not in scored]
     if len(kept) < FEWEST_TRAIN:

@@ -214,7 +214,11 @@ def _timed(
     if report is None or was is None or was.latency_ratio is None:
         yield Check("not checked", "time", "the report has no time of the deployed stage beside the teacher")
         return
-    teacher = next(place for name in ("onnx", "model") if (place := root / "stages" / "teacher" / name).is_dir())
+    places = [root / "stages" / "teacher" / name for name in ("onnx", "model")]
+    teacher = next((place for place in places if place.is_dir()), None)
+    if teacher is None:
+        yield Check("not checked", "time", f"{places[1]} is gone, and time is held against the teacher's")
+        return
     folders = {"teacher": teacher, "final": final}
     at = _timed_at(report, stage)
     threads = threads if threads is not None or at is None else at[1]

@@ -70,6 +70,8 @@ def write_report_and_final(chain: Chain, made: Made, best: str, key: str) -> Non
         "version": version(),
     }
     known: dict[str, Any] = {**_temperature(made.report, best, len(data.select))}
+    if chain.smoke:
+        known["smoke"] = True
     if made.engine is not None:
         known[ENGINE_KEY] = made.engine
     write_json(partial / "compressor.json", {**manifest, **verdict, **known, "files": file_hashes(partial)})

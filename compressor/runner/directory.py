@@ -15,7 +15,7 @@ from typing import Any
 
 from compressor.errors import InputError
 from compressor.model.digest import model_digest
-from compressor.stage import Decision, Stage
+from compressor.stage import Decision, Stage, made_folder
 
 UNFINISHED = (
     "checkpoint",
@@ -85,16 +85,16 @@ class RunDirectory:
         found = read_json(self.stage(stage_id) / "stage.json")
         return found if isinstance(found, dict) else None
 
+    def made(self) -> list[str]:
+        """Ids of the finished stages, in order of name."""
+        folders = sorted(self.stages.iterdir()) if self.stages.is_dir() else []
+        return [one.name for one in folders if not one.name.endswith(".partial") and self.record(one.name) is not None]
+
     def find_key(self, key: str, stage_id: str) -> str | None:
         """Id of a finished stage with that key, `stage_id` itself if it has it; None without one."""
         if (self.record(stage_id) or {}).get("key") == key:
             return stage_id
-        if not self.stages.is_dir():
-            return None
-        for folder in sorted(self.stages.iterdir()):
-            if not folder.name.endswith(".partial") and (self.record(folder.name) or {}).get("key") == key:
-                return folder.name
-        return None
+        return next((one for one in self.made() if (self.record(one) or {}).get("key") == key), None)
 
     def adopt(self, found: str, stage_id: str, *, keep: bool) -> None:
         """Rename a finished stage whose key is wanted under another id; copy it where `keep` says both ids stand."""
@@ -170,7 +170,7 @@ class RunDirectory:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory; another run in it is refused."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        made_folder(self.root)
         with (self.root / ".lock").open("w") as handle:
             _lock(handle, self.root)
             yield

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from compressor.report.out_of_fold import FoldAnswers, OutOfFold
 
 
+COUNT_FILE = "folds-asked.json"
+"""Says into how many folds the rows of a folder are divided."""
+
+
 @dataclass(frozen=True)
 class FoldsResult:
     """The figures over all folds, and how the command ends."""
@@ -67,14 +71,14 @@ def run_folds(
     folder = Path(out) if out else Path("runs") / f"{recipe.name}-folds"
     if (folder / "stages").exists():
         raise InputError(f"{folder} is the directory of a run; give another one with --out")
-    if (folder / f"fold-{k + 1}").exists():
-        raise InputError(f"{folder} holds folds of a larger --k than {k}; give another --out, or remove that folder")
+    _require_same_count(folder, k)
     prepared = prepare(recipe, progress=progress)
     assert prepared is not None
     rows = labelled_rows(prepared.data)
     held = divide(rows, prepared.data.labels, k, seed=recipe.seed)
     with RunDirectory(folder).locked():
         (folder / "recipe.resolved.yaml").write_text(recipe.resolved(), encoding="utf-8")
+        write_json(folder / COUNT_FILE, {"k": k})
         parts, codes = [], []
         for number, places in enumerate(held, 1):
             say(f"fold {number} of {k}")
@@ -84,6 +88,17 @@ def run_folds(
         found = _figures(recipe, prepared, parts, rows, folder)
         _write(found, folder, _answered(rows, held, parts, prepared.data.labels))
     return FoldsResult(found, folder, *ending(found, codes, recipe.budget))
+
+
+def _require_same_count(folder: Path, k: int) -> None:
+    """InputError where the folder holds folds of another number, which divide the rows otherwise."""
+    held = read_json(folder / COUNT_FILE)
+    before = held.get("k") if isinstance(held, dict) else None
+    if before not in (None, k):
+        raise InputError(
+            f"{folder} holds {before} folds, and --k {k} divides the rows otherwise; give another --out, or remove "
+            "that folder"
+        )
 
 
 def _fold(

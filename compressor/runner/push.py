@@ -33,6 +33,7 @@ def push(
     private: bool = False,
     dry_run: bool = False,
     force: bool = False,
+    bars: bool = False,
     hub: Callable[[], Any] | None = None,
 ) -> Pushed:
     """The files of RUN's `final/`, uploaded to the hub as one commit to the model repository `repo`, made if need be.
@@ -44,10 +45,11 @@ def push(
         repo: ORG/NAME.
         private: makes a new repository private; one that is there keeps what it is.
         dry_run: lists the files and asks the hub nothing.
-        force: also uploads a model whose budget failed.
+        force: also uploads a model whose budget failed, or that a smoke run made.
+        bars: shows the hub's own progress bars on stderr.
         hub: makes the HfApi to ask; None makes one by the environment.
     Raises: InputError for a run without `final/`, a name that is no ORG/NAME, no login, no network or a refusal of the
-        hub; GateError where the budget failed and `force` is not given.
+        hub; GateError where the budget failed, or the model learned nothing, and `force` is not given.
     """
     final = _final(run)
     if repo.count("/") != 1 or not all(re.fullmatch(NAME_PATTERN, part) for part in repo.split("/")):
@@ -57,7 +59,7 @@ def push(
     if dry_run:
         return Pushed(repo, files, None)
     names = [name for name, _ in files]
-    return Pushed(repo, files, _upload(final, repo, names, private=private, hub=hub))
+    return Pushed(repo, files, _upload(final, repo, names, private=private, bars=bars, hub=hub))
 
 
 def _final(run: Path) -> Path:
@@ -72,12 +74,11 @@ def _final(run: Path) -> Path:
 
 
 def _require_kept(final: Path, *, force: bool) -> None:
-    """GateError where the model's own verdict says that it broke its budget."""
-    verdict = (read_json(final / MANIFEST_NAME) or {}).get("verdict")
-    if verdict == "fail" and not force:
-        raise GateError(
-            f"{final} holds a model that broke its budget, so it is not pushed; push it all the same with --force"
-        )
+    """GateError where the model's own manifest says that it broke its budget, or comes from a smoke run."""
+    told = read_json(final / MANIFEST_NAME) or {}
+    fault = "broke its budget" if told.get("verdict") == "fail" else "a smoke run made" if told.get("smoke") else None
+    if fault is not None and not force:
+        raise GateError(f"{final} holds a model that {fault}, so it is not pushed; push it all the same with --force")
 
 
 def _files(final: Path) -> tuple[tuple[str, int], ...]:
@@ -92,12 +93,21 @@ def _files(final: Path) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def _upload(final: Path, repo: str, names: list[str], *, private: bool, hub: Callable[[], Any] | None) -> str:
+def _upload(
+    final: Path, repo: str, names: list[str], *, private: bool, bars: bool, hub: Callable[[], Any] | None
+) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-    disable_progress_bars()
+    (enable_progress_bars if bars else disable_progress_bars)()
+    # a lost connection is one, too
+    http_error = next(one for one in HfHubHTTPError.__mro__ if one.__name__ == "HTTPError")
     api = HfApi() if hub is None else hub()
     try:
         made = api.create_repo(repo, private=private or None, exist_ok=True)
@@ -107,7 +117,7 @@ def _upload(final: Path, repo: str, names: list[str], *, private: bool, hub: Cal
         raise InputError("HF_HUB_OFFLINE forbids the network, which push needs; unset it") from error
     except LocalTokenNotFoundError as error:
         raise InputError("there is no login of the hub here; run: hf auth login") from error
-    except (HFValidationError, OSError) as error:
+    except (HFValidationError, http_error, OSError) as error:
         raise InputError(f"the hub did not take {repo}: {_first_line(error)}; {_advice(error)}") from error
     return str(made)
 

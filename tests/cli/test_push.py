@@ -155,6 +155,26 @@ def test_a_model_that_broke_its_budget_is_pushed_only_when_forced(run, start):
     assert set(hub.files) == {*FILES, "compressor.json"}
 
 
+def test_what_a_smoke_run_made_is_pushed_only_when_forced(run, start):
+    hub = start()
+    told(run / "final", verdict="none", smoke=True)
+    done = compress("push", run, "org/name")
+    assert (done.exit_code, hub.asked) == (3, [])
+    assert "holds a model that a smoke run made, so it is not pushed" in done.output
+    assert compress("push", run, "org/name", "--force").exit_code == 0
+
+
+def test_a_hub_that_is_not_reached_is_told_in_one_line(run, start):
+    hub = start()
+    hub.shutdown()
+    hub.server_close()
+    done = compress("push", run, "org/name")
+    assert done.exit_code == 2
+    assert "the hub did not take org/name: " in done.output
+    assert "try again later" in done.output
+    assert "bug" not in done.output
+
+
 def test_a_run_that_is_not_finished_is_refused(run):
     (run / "final" / "compressor.json").unlink()
     done = compress("push", run, "org/name")

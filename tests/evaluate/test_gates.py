@@ -1,12 +1,15 @@
 """Gates and budgets: three outcomes, said with the reason."""
 
+import re
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from compressor.bench.statistics import Interval
 from compressor.errors import InputError
 from compressor.evaluate.gates import Answers, BudgetRow, Times, judge, judge_budget, worst
-from compressor.evaluate.paired import rows_to_decide
+from compressor.evaluate.paired import rows_by_interval, rows_to_decide
 from compressor.evaluate.settings import Budget
 from compressor.stage import Gate
 
@@ -72,6 +75,30 @@ def test_the_rows_that_would_decide_are_those_of_the_tests_own_confidence():
         (row,) = judge_budget(budget, answers=answers, on_test=True, times="not timed", size_bytes=None)
         wanted = rows_to_decide(0.02, 0.02, confidence=confidence)
         assert wanted < 1000 or f"about {wanted:,} rows" in row.because
+
+
+@pytest.mark.parametrize(
+    ("limit", "where"),
+    [({"macro_f1": {"drop": "<= 2pp"}}, "if nothing is lost"), ({"accuracy": ">= 97.8pp"}, "at this score")],
+)
+def test_rows_that_would_decide_are_told_for_every_score(limit: dict, where: str):
+    """200 rows, 3 of them wrong."""
+    (name,) = limit
+    answers, few = with_errors(REFERENCES, 3)[:200], REFERENCES[:200]
+    gate = Gate.model_validate({**limit, "confidence": 0.95})
+    because = judge(gate, logits_of(answers), {name: logits_of(few)}, few.tolist(), LABELS).because
+    found = re.search(r"200 rows do not show it, about ([\d,]+) rows would show it in 4 of 5 cases (.*)", because)
+    assert found is not None, because
+    assert found[2] == where
+    assert int(found[1].replace(",", "")) > 200
+
+
+def test_rows_by_interval_are_those_of_a_share():
+    """A share of 0.9 on 500 rows, held against 0.89: the normal interval's arithmetic."""
+    half = 1.6448536269514722 * np.sqrt(0.9 * 0.1 / 500)
+    wanted = 0.9 * 0.1 * ((1.6448536269514722 + 0.8416212335729143) / 0.01) ** 2
+    assert rows_by_interval(Interval(0.9, 0.9 - half, 0.9 + half), 500, away=0.01) == np.ceil(wanted)
+    assert rows_by_interval(Interval(0.9, 0.9, 0.9), 500, away=0.0) is None
 
 
 def test_a_score_limit_and_a_relative_drop_are_understood():

@@ -111,6 +111,9 @@ def test_baselines_are_made_of_rows_to_train_on_that_are_not_scored(
     assert "TF-IDF" in report.to_markdown()
     with pytest.raises(InputError, match="--train makes baselines, which are scored: built-in sentences has no labels"):
         bench([str(tiny_classifier)], train=train)
+    train.write_text(json.dumps({"text": "a film"}) + "\n")
+    with pytest.raises(InputError, match=r"--train .*train.jsonl: it has no labels to learn from; name their column"):
+        bench([str(tiny_classifier)], rows=scored, train=train)
     train.write_text(scored.read_text())
     with pytest.raises(InputError, match="0 labelled rows that are not scored; baselines need 50 or more"):
         bench([str(tiny_classifier)], rows=scored, train=train)
@@ -177,6 +180,20 @@ def test_rows_that_do_not_fit_are_named(tiny_classifier: Path, tmp_path: Path):
     path.write_text("text\n \n")
     with pytest.raises(InputError, match="all 1 rows are blank"):
         bench([str(tiny_classifier)], rows=path)
+
+
+def test_a_file_in_the_place_of_the_report_is_refused_before_anything_is_timed(tiny_classifier: Path, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for out in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "report"):
+        with pytest.raises(InputError, match="cannot be a folder, as a file is in its place; give another one"):
+            bench([str(tmp_path / "nowhere")], out=out)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_revision_stays_in_the_name_that_an_equal_model_is_called(tiny_classifier: Path, tmp_path: Path):
+    places = [str(shutil.copytree(tiny_classifier, tmp_path / f"model@{name}")) for name in ("v1", "v2")]
+    report = bench(places, rounds=3, looks=1, threads=1)
+    assert report.subject("model@v2").same_as == "model@v1"
 
 
 def test_a_run_stands_for_its_final_model_and_a_stage_for_its_own(tiny_classifier: Path, tmp_path: Path):

@@ -296,6 +296,15 @@ def test_time_is_taken_again_with_the_reports_threads_and_seed(
     assert "threads: 2 at server here, 1 at cpu there" in words(run, "time", rows=rows, time=True, threads=1)
 
 
+def test_time_without_the_teachers_folder_is_not_checked(run: Path, rows: DataSets):
+    report = run / "report" / "report.json"
+    content = json.loads(report.read_text())
+    ratio = {"value": 0.2, "low": 0.19, "high": 0.21}
+    content["subjects"][0]["versus_teacher"] = {"drop": None, "agreement": None, "latency_ratio": ratio}
+    report.write_text(json.dumps(content))
+    assert "is gone, and time is held against the teacher's" in words(run, "time", rows=rows, time=True)
+
+
 def test_what_is_neither_run_nor_model_is_refused(tmp_path: Path, run: Path):
     with pytest.raises(InputError, match=r"is neither a run .* nor a model"):
         verify(tmp_path)

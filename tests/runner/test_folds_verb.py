@@ -286,6 +286,15 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_made(home, k, data
     assert not (home / "refused").exists()
 
 
+@pytest.mark.parametrize("k", [3, 5])
+def test_folds_of_another_number_are_kept(home, done, k):
+    folder, _ = done
+    before = (folder / "folds.json").read_bytes()
+    with pytest.raises(InputError, match=f"holds 2 folds, and --k {k} divides the rows otherwise; give another --out"):
+        run_folds(home / "tiny.yaml", folder, k=k)
+    assert (folder / "folds.json").read_bytes() == before
+
+
 def test_the_directory_of_a_run_is_refused(home, done):
     folder, _ = done
     with pytest.raises(InputError, match="is the directory of a run; give another one with --out"):
