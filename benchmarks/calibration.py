@@ -34,10 +34,11 @@ from compressor.device import cpu_name
 from compressor.quantize.calibration import summaries
 from compressor.quantize.embeddings import integer_embeddings
 from compressor.quantize.material import Material, calibration_texts
+from compressor.quantize.products import quantizable
 from compressor.quantize.ranges import range_of
 from compressor.quantize.settings import Calibrate, RangeMethod, Smooth
 from compressor.quantize.smoothing import smoothed
-from compressor.quantize.static import integer_graph, quantizable, static
+from compressor.quantize.static import integer_graph, static
 from compressor.runtime.onnx import Inputs, OnnxEngine
 
 RESULT = Path(__file__).resolve().parent / "results" / "calibration.json"

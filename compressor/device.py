@@ -1,4 +1,4 @@
-"""CPU and GPU behind one small protocol: place, synchronise, event, memory, seed. Loads torch only to compute."""
+"""CPU and GPU behind one small protocol: place, synchronise, event, queue. Loads torch only to compute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from compressor.errors import InputError
 
@@ -40,12 +40,6 @@ class Device(Protocol):
     def queue(self) -> AbstractContextManager[int | None]:
         """While open, work goes into a queue of its own, whose address is given; None where there are no queues."""
 
-    def memory(self) -> int:
-        """Peak bytes in use so far, by the process (CPU) or on the device (GPU)."""
-
-    def seed(self, seed: int) -> None:
-        """Make torch's random numbers those of `seed`."""
-
 
 class Cpu:
     """The processor that Python runs on."""
@@ -68,17 +62,6 @@ class Cpu:
 
     def queue(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
-
-    def memory(self) -> int:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if platform.system() == "Darwin" else peak * 1024
-
-    def seed(self, seed: int) -> None:
-        import torch
-
-        torch.manual_seed(seed)
 
 
 class Gpu:
@@ -122,17 +105,6 @@ class Gpu:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             yield int(stream.cuda_stream)
-
-    def memory(self) -> int:
-        import torch
-
-        return int(torch.cuda.max_memory_allocated())
-
-    def seed(self, seed: int) -> None:
-        import torch
-
-        torch.manual_seed(seed)
-        torch.cuda.manual_seed_all(seed)
 
 
 DEVICES: dict[str, type[Cpu] | type[Gpu]] = {"cpu": Cpu, "gpu": Gpu}
@@ -219,12 +191,9 @@ def cpu_name() -> str:
     return next(found, platform.machine())
 
 
-def has_vnni() -> bool:
-    """True where u8 x s8 products are summed without saturating (AVX-512 VNNI, AVX-VNNI, AMX, Arm dot product)."""
-    return bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
-
-
-ISA_FLAGS: dict[str, frozenset[str]] = {
+Isa = Literal["avx2", "avx512", "vnni", "amx", "arm64_dotprod", "arm64_i8mm"]
+"""Instructions for products of bytes."""
+ISA_FLAGS: dict[Isa, frozenset[str]] = {
     "amx": frozenset({"amx_int8"}),
     "vnni": frozenset({"avx512_vnni", "avx_vnni"}),
     "arm64_i8mm": frozenset({"i8mm"}),
@@ -233,10 +202,19 @@ ISA_FLAGS: dict[str, frozenset[str]] = {
     "avx2": frozenset({"avx2"}),
 }
 """Instructions for products of bytes, the best first, to what Linux calls them."""
+EXACT_SUMS: frozenset[Isa] = frozenset({"vnni", "amx", "arm64_dotprod", "arm64_i8mm"})
+"""Where four u8 x s8 products are summed in 32 bits; elsewhere pairs are summed in 16 and can saturate."""
+EXACT_FLAGS = frozenset[str]().union(*(ISA_FLAGS[name] for name in EXACT_SUMS))
+"""What Linux calls those."""
 
 
-def cpu_isa() -> str | None:
-    """The instructions of this processor for products of bytes, as bench.settings.Isa; None where none is known."""
+def has_vnni() -> bool:
+    """True where u8 x s8 products are summed without saturating."""
+    return bool(cpu_flags() & EXACT_FLAGS)
+
+
+def cpu_isa() -> Isa | None:
+    """The instructions of this processor for products of bytes; None where none is known."""
     return next((name for name, flags in ISA_FLAGS.items() if cpu_flags() & flags), None)
 
 

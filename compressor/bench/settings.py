@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from compressor.device import Isa
 from compressor.settings import Flag, Integer, Settings, Word
 
 Scenario = Literal["single stream", "one core", "offline", "arrivals"]
@@ -22,10 +23,6 @@ Length = Literal["data", "padded"] | Annotated[Integer, Field(ge=3, le=4096)]
 rows are cut or repeated."""
 TargetEngine = Literal["onnxruntime", "torch", "openvino", "tensorrt", "fastest"]
 """What may run a model at a target; `fastest` measures those that can, and keeps the fastest."""
-Isa = Literal["avx2", "avx512", "vnni", "amx", "arm64_dotprod", "arm64_i8mm"]
-"""Instructions for products of bytes, as device.cpu_isa names them."""
-EXACT_SUMS: frozenset[Isa] = frozenset({"vnni", "amx", "arm64_dotprod", "arm64_i8mm"})
-"""Where four u8 x s8 products are summed in 32 bits; elsewhere pairs are summed in 16 and can saturate."""
 ENGINES_OF: dict[str, tuple[TargetEngine, ...]] = {
     "cpu": ("onnxruntime", "torch", "openvino", "fastest"),
     "gpu": ("onnxruntime", "torch", "tensorrt", "fastest"),
@@ -48,7 +45,7 @@ class Target(Settings):
     device: Literal["cpu", "gpu"] = "cpu"
     """The machine's processor, or its first NVIDIA device (there by wall time and by the device's own events)."""
     engine: TargetEngine = "onnxruntime"
-    """What runs the model; figures of two engines are never divided by one another. On device gpu `onnxruntime` is its
+    """What runs the model; ratios are of one engine. On device gpu `onnxruntime` is its
     CUDA provider and `tensorrt` its TensorRT provider; `openvino` is for device cpu."""
     threads: Annotated[Integer, Field(ge=1)] | None = None
     """Threads a model may use; all that this process may use unless given."""
@@ -104,6 +101,9 @@ class Benchmark(Settings):
     """Milliseconds that 99 of 100 requests may take at most in scenario `arrivals`, waiting and tokenizing included."""
     end_to_end: Flag = True
     """Whether calls are also timed with their tokenizing, as a row of its own: of small models it is a large part."""
+    pytorch: Flag = True
+    """Whether the reference is also timed in PyTorch, in the rounds that ratios are taken from: a second figure beside
+    those of one engine."""
     price: Annotated[float, Field(strict=True, gt=0)] | None = None
     """What this machine costs an hour, in your currency; gives the cost of a million rows."""
     baselines: list[BaselineName] = list(BASELINES)

@@ -88,7 +88,7 @@ def recipe_command(
         from compressor.recipe.recipe import Recipe
 
         loaded = Recipe.load(recipe, sets or ())
-        _refuse_unknown_stages(loaded, redo or ())
+        loaded.require_stages(redo or ())
         from compressor.runner.run import default_out
 
         if smoke:
@@ -120,15 +120,6 @@ def _refuse_no_recipe(recipe: Path) -> None:
     near = close_match(str(recipe), [*verbs(), *files])
     advice = f"did you mean {near}?" if near else f"give a recipe's file or one of {', '.join(verbs())}"
     raise InputError(f"{recipe} is neither a verb nor a file; {advice}")
-
-
-def _refuse_unknown_stages(recipe: Recipe, redo: Sequence[str]) -> None:
-    from compressor.recipe.merge import did_you_mean
-
-    known = ["teacher", *(stage.id for stage in recipe.stages)]
-    for name in redo:
-        if name not in known:
-            raise InputError(f"--redo {name}: no such stage; {did_you_mean(name, known)}")
 
 
 def _show_plan(recipe: Recipe, folder: Path, redo: Sequence[str], *, as_json: bool) -> None:

@@ -66,6 +66,9 @@ def bench_command(
     price: Annotated[
         float | None, typer.Option("--price", metavar="X", help="What this machine costs an hour.")
     ] = None,
+    pytorch: Annotated[
+        bool, typer.Option("--pytorch/--no-pytorch", help="Time the first model in PyTorch, too, where it can be.")
+    ] = True,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the report's files.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -87,7 +90,7 @@ def bench_command(
                 train=train,
                 rounds=rounds,
                 looks=looks,
-                benchmark=benchmark_of(scenario or (), p99_ms, batch or (), price),
+                benchmark=benchmark_of(scenario or (), p99_ms, batch or (), price, pytorch=pytorch),
                 targets=targets_of(target or ()),
                 threads=threads,
                 progress=display,

@@ -21,7 +21,12 @@ OPTIONS = {
 
 
 def benchmark_of(
-    scenarios: Sequence[str], p99_ms: float | None, batches: Sequence[int], price: float | None
+    scenarios: Sequence[str],
+    p99_ms: float | None,
+    batches: Sequence[int],
+    price: float | None,
+    *,
+    pytorch: bool = True,
 ) -> Benchmark:
     """The settings of a recipe's `benchmark`, from the options of `bench`.
 
@@ -33,7 +38,7 @@ def benchmark_of(
     if ("arrivals" in scenarios) != (p99_ms is not None):
         given = f"--p99-ms {p99_ms:g}" if p99_ms is not None else "--scenario arrivals"
         raise InputError(f"--scenario arrivals and --p99-ms MS need each other; give both or neither (got {given})")
-    asked: dict[str, Any] = {"p99_ms": p99_ms, "price": price}
+    asked: dict[str, Any] = {"p99_ms": p99_ms, "price": price, "pytorch": pytorch}
     if scenarios:
         asked["scenarios"] = ["single stream", *(name for name in scenarios if name != "single stream")]
     if batches:

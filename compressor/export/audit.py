@@ -10,10 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto
 
+from compressor.model.graph_file import INTEGER_PRODUCTS
 from compressor.model.manifest import Shapes
 
 COUNTED = ("EmbedLayerNormalization", "Attention", "SkipLayerNormalization", "BiasGelu")
@@ -24,13 +24,8 @@ EMBEDDINGS = ("EmbedLayerNormalization", "QEmbedLayerNormalization")
 ATTENTIONS = ("Attention", "QAttention", "MultiHeadAttention")
 NORMS = ("SkipLayerNormalization", "LayerNormalization")
 GELUS = ("BiasGelu", "FastGelu", "Gelu", "Erf")
-INTEGER = (
-    *("QAttention", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm"),
-    "MatMulNBits",
-)
-"""Operators that multiply with weights of few bits."""
 FLOAT = ("MatMul", "Gemm", "Attention")
-"""Operators that multiply with weights as they are; in INT8 only where those are dequantized beside them."""
+"""Operators that multiply what they are given; in INT8 only where that is dequantized beside them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ class IntegerAudit:
     """Products with weights in a quantized graph: how many run in INT8, and which stayed in float."""
 
     found: Mapping[str, int]
-    """Integer operators by name; `MatMul (QDQ)` are those that onnxruntime makes integer when it opens the file."""
+    """How products run, as product_kinds tells it, to how many."""
     products: int
     """All products with weights."""
     in_float: tuple[str, ...]
@@ -67,7 +62,7 @@ class IntegerAudit:
 
     @property
     def integer(self) -> int:
-        """How many products run in INT8."""
+        """How many products have weights of 8 bits or fewer; `found` tells which."""
         return self.products - len(self.in_float)
 
     def __str__(self) -> str:
@@ -151,45 +146,61 @@ def audit_int8(model: ModelProto, shapes: Shapes) -> IntegerAudit:
 
     A MatMul between two activations (scores, contexts) has no weights and is no product here.
     """
-    graph = model.graph
-    makers = {name: node for node in graph.node for name in node.output}
-    constants = {each.name: each for each in graph.initializer}
-    found: Counter[str] = Counter()
-    in_float, products = [], 0
+    kinds = product_kinds(model.graph)
+    in_float = []
     attending = iter(_real(_places(shapes), 0))
-    for node in graph.node:
+    for node in model.graph.node:
         place = next(attending, "attention") if node.op_type in (*ATTENTIONS, "Softmax") else ""
-        kind = _product_kind(node, constants, makers)
-        if kind is None:
-            continue
-        products += 1
-        if kind:
-            found[kind] += 1
-        else:
+        if kinds.get(node.output[0]) == "":
             in_float.append(place or product_name(node.name))
-    return IntegerAudit(dict(found), products, tuple(in_float), _integer_embeddings(graph, constants, makers))
+    found = Counter(kind for kind in kinds.values() if kind)
+    return IntegerAudit(dict(found), len(kinds), tuple(in_float), _integer_embeddings(model.graph))
 
 
-def _product_kind(node: NodeProto, constants: Mapping[str, Any], makers: Mapping[str, NodeProto]) -> str | None:
-    """Name of an integer product, "" for one in float, None for what is no product with weights."""
-    if node.op_type in INTEGER:
-        return str(node.op_type)
-    if node.op_type not in FLOAT:
-        return None
-    weights = node.input[1]
-    maker = makers.get(weights)
+def product_kinds(graph: GraphProto) -> dict[str, str]:
+    """The output of every product with weights, in the graph's order, to how it runs; "" is in float.
+
+    That is the name of an operator that multiplies bytes, or such as `MatMul (QDQ)` where activations and weights are
+    both dequantized beside it, of which onnxruntime makes one integer product when it opens the file. Weights of fewer
+    than 8 bits are told: `MatMulNBits of 4 bits`.
+    """
+    makers = {name: node for node in graph.node for name in node.output}
+    known = constants(graph)
+    found = {}
+    for node in graph.node:
+        if node.op_type in INTEGER_PRODUCTS:
+            found[node.output[0]] = node.op_type
+        elif node.op_type == "MatMulNBits":
+            bits = next((each.i for each in node.attribute if each.name == "bits"), 4)
+            found[node.output[0]] = node.op_type if bits == 8 else f"{node.op_type} of {bits} bits"
+        elif node.op_type in FLOAT and node.input[1] in known:
+            pairs = all(_dequantized(name, makers) for name in node.input[:2])
+            found[node.output[0]] = f"{node.op_type} (QDQ)" if pairs else ""
+    return found
+
+
+def constants(graph: GraphProto) -> set[str]:
+    """Names of tensors that no input changes: initializers, Constant nodes, and what is computed of them alone."""
+    known = {each.name for each in graph.initializer}
+    for node in graph.node:  # in topological order
+        if all(name in known for name in node.input if name) and (node.input or node.op_type == "Constant"):
+            known.update(node.output)
+    return known
+
+
+def _dequantized(name: str, makers: Mapping[str, NodeProto]) -> bool:
+    maker = makers.get(name)
     if maker is not None and maker.op_type == "Transpose":
-        weights, maker = maker.input[0], makers.get(maker.input[0])
-    if maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in constants:
-        return f"{node.op_type} (QDQ)"
-    held = weights in constants or (maker is not None and maker.op_type in ("Cast", "Constant"))
-    return "" if held else None
+        maker = makers.get(maker.input[0])
+    return maker is not None and maker.op_type == "DequantizeLinear"
 
 
-def _integer_embeddings(graph: GraphProto, constants: Mapping[str, Any], makers: Mapping[str, NodeProto]) -> bool:
+def _integer_embeddings(graph: GraphProto) -> bool:
     """Whether the largest table that rows are taken from holds 8-bit numbers."""
     if any(node.op_type == "QEmbedLayerNormalization" for node in graph.node):
         return True
+    makers = {name: node for node in graph.node for name in node.output}
+    stored = {each.name: each for each in graph.initializer}
     tables = []
     for node in graph.node:
         place = {"Gather": 0, "EmbedLayerNormalization": 2, "GatherBlockQuantized": 0}.get(node.op_type)
@@ -197,8 +208,8 @@ def _integer_embeddings(graph: GraphProto, constants: Mapping[str, Any], makers:
         maker = makers.get(name)
         if maker is not None and maker.op_type == "DequantizeLinear":
             name = maker.input[0]
-        if name in constants and len(constants[name].dims) == 2:
-            tables.append(constants[name])
+        if name in stored and len(stored[name].dims) == 2:
+            tables.append(stored[name])
     if not tables:
         return False
     largest = max(tables, key=lambda table: table.dims[0] * table.dims[1])

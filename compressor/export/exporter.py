@@ -18,17 +18,24 @@ from torch import Tensor, nn
 
 from compressor.data.encode import Encoded, collate, open_encoder
 from compressor.data.rows import Text, open_data
-from compressor.errors import InputError, StageError
+from compressor.errors import InputError
 from compressor.export.audit import Audit, audit
-from compressor.export.folder import deploy
+from compressor.export.folder import deploy, require_empty
 from compressor.export.fusion import fuse, pin_heads
 from compressor.export.halves import to_half
 from compressor.export.layout import arrange
 from compressor.export.parity import TOLERANCES, Difference, require_alike
-from compressor.export.settings import ExportPrecision, Layout, Server
+from compressor.export.settings import ExportPrecision, Layout, Server, served_twice
 from compressor.model.encoders import load_model
-from compressor.model.graph_file import MODEL_FILE, has_stored_weights, model_file, open_graph, require_bert
-from compressor.model.manifest import MANIFEST_NAME, Manifest, read_manifest
+from compressor.model.graph_file import (
+    MODEL_FILE,
+    folder_precision,
+    has_stored_weights,
+    model_file,
+    open_graph,
+    require_bert,
+)
+from compressor.model.manifest import MANIFEST_NAME, Manifest, Precision, read_manifest
 from compressor.model.parts import shapes
 from compressor.runtime.onnx import Inputs, Logits, OnnxEngine
 from compressor.runtime.predictor import by_length, find_engine, load
@@ -202,7 +209,8 @@ class Exporter:
             serve: servers to write a configuration or program for.
             fp32: ONNX folder of the model before it was quantized, which layout hub keeps too; None leaves it out.
             decide: told what was fused and how close the answers are.
-        Raises: InputError for an unknown precision, layout or server.
+        Raises: InputError for an unknown precision, layout or server, a server named twice, or an fp32 folder that no
+            layout keeps.
         """
         for name, value, known in (
             *(("precision", value, ExportPrecision) for value in (precision,) if value is not None),
@@ -211,6 +219,13 @@ class Exporter:
         ):
             if value not in get_args(known):
                 raise InputError(f"{name} must be one of {', '.join(get_args(known))} (got {value!r})")
+        twice = served_twice(serve)
+        if twice:
+            raise InputError(twice)
+        if fp32 is not None and layout != "hub":
+            raise InputError(
+                f"fp32 is kept in layout hub alone (got layout {layout}); write layout hub or leave it out"
+            )
         self.model = Path(model)
         self.data = data
         self.precision = precision
@@ -227,8 +242,7 @@ class Exporter:
             when the answers differ or `out` is there.
         """
         out = Path(out)
-        if out.exists() and any(out.iterdir()):
-            raise StageError(f"{out} is there already and not empty; give another folder or remove it")
+        require_empty(out)
         texts, given = self._texts(), self._manifest()
         precision = self.precision or given.precision
         if given.precision not in ("fp32", precision):
@@ -236,18 +250,19 @@ class Exporter:
                 f"{self.model} is {given.precision} already and cannot be written as {precision}; give the fp32 model "
                 "it was made from, or leave precision out"
             )
+        fp32 = self._fp32_file(precision)
         partial = out.with_name(out.name + ".partial")
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
         file = partial / MODEL_FILE
-        reference = self._take(file, texts)
+        reference = self._take(file, texts, given)
         tolerance = TOLERANCES["fp32"]
         if precision in ("fp16", "bf16") and given.precision == "fp32":
             file.write_bytes(to_half(open_graph(file), precision).SerializeToString(deterministic=True))
             tolerance = TOLERANCES[precision]
         deploy(file, self.model, partial, manifest=replace(given, precision=precision))
-        arrange(partial, layout=self.layout, serve=self.serve, fp32=self._fp32_file())
+        arrange(partial, layout=self.layout, serve=self.serve, fp32=fp32)
         answers = load(partial, spinning=False).logits(texts)
         found = require_alike(reference, answers, what=f"{out}, opened again,", tolerance=tolerance)
         if tolerance != TOLERANCES["fp32"]:
@@ -257,7 +272,7 @@ class Exporter:
         partial.replace(out)
         return out
 
-    def _take(self, file: Path, texts: Sequence[Text]) -> Logits:
+    def _take(self, file: Path, texts: Sequence[Text], given: Manifest) -> Logits:
         """The model's own answers, shape (rows, classes), after its graph was written to `file`."""
         source = model_file(self.model)
         if source is None:
@@ -266,7 +281,10 @@ class Exporter:
         graph = open_graph(source)
         require_bert(graph, where=str(source))
         file.write_bytes(graph.SerializeToString() if has_stored_weights(source) else source.read_bytes())
-        return load(self.model, engine="onnxruntime", spinning=False).logits(texts)
+        opened = load(self.model, engine="onnxruntime", spinning=False)
+        if given.asked_alone:  # another's folder does not say so
+            opened.rows_per_batch = 1
+        return opened.logits(texts)
 
     def _convert(self, file: Path, texts: Sequence[Text]) -> Logits:
         parity = export_onnx(self.model, file, texts=texts, progress=self.progress)
@@ -282,18 +300,20 @@ class Exporter:
         if self.decide is not None:
             self.decide(decision)
 
-    def _fp32_file(self) -> Path | None:
-        """The graph before quantization; InputError where the folder that was named for it holds none in fp32."""
+    def _fp32_file(self, precision: Precision) -> Path | None:
+        """The graph before quantization; InputError where its folder holds none in fp32, or nothing is quantized."""
         if self.fp32 is None:
             return None
+        if precision == "fp32":
+            raise InputError(f"fp32 is kept beside a model of fewer bits (got {self.fp32} beside fp32); leave it out")
         file = model_file(self.fp32)
-        if file is None or read_manifest(self.fp32).precision != "fp32":
+        if file is None or folder_precision(self.fp32) != "fp32":
             raise InputError(f"fp32 must be a folder with an fp32 {MODEL_FILE} (got {self.fp32}); export it first")
         return file
 
     def _manifest(self) -> Manifest:
-        """The folder's own; where it has none, such as one saved by transformers, the rows say which texts it reads."""
-        manifest = read_manifest(self.model)
+        """The folder's own; without one the graph says how many bits it has, and the rows which texts it reads."""
+        manifest = replace(read_manifest(self.model), precision=folder_precision(self.model))
         if self.data is None or (self.model / MANIFEST_NAME).is_file():
             return manifest
         return replace(manifest, text=open_data(self.data).text_columns)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import InputError
+from compressor.errors import InputError, StageError
 from compressor.model.graph_file import MODEL_FILE
 from compressor.model.manifest import Manifest, read_config
 
@@ -24,6 +24,13 @@ PLACES = ("_name_or_path", "name_or_path")
 """Keys of config files that say where a model once lay."""
 SHAPES = ("auto_map", "layer_shapes", "head_size")
 """Keys of a pruned config that stock transformers does not know; the true shapes stand in compressor.json."""
+
+
+def require_empty(out: Path) -> None:
+    """Nothing, where `out` is not there or is an empty folder; StageError otherwise."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        there = "not empty" if out.is_dir() else "no folder"
+        raise StageError(f"{out} is there already and {there}; give another folder or remove it")
 
 
 def deploy(model: Path, source: Path, out: Path, *, manifest: Manifest) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Literal
 
-import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from compressor.export.fusion import without_warnings
@@ -40,27 +39,17 @@ def _to_fp16(model: ModelProto) -> ModelProto:
 
 
 def _to_bf16(model: ModelProto) -> ModelProto:
+    import ml_dtypes
+
     graph, casts = model.graph, []
     for tensor in graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
             continue
-        name, values = tensor.name, numpy_helper.to_array(tensor)
-        rounded = TensorProto(name=f"{name}_bf16", data_type=TensorProto.BFLOAT16, dims=tensor.dims)
-        rounded.raw_data = bf16_bits(values).astype("<u2").tobytes()
+        name = tensor.name
+        rounded = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16), f"{name}_bf16")
         tensor.CopyFrom(rounded)
         casts.append(helper.make_node("Cast", [rounded.name], [name], name=f"{name}_widened", to=TensorProto.FLOAT))
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
     return model
-
-
-def bf16_bits(values: np.ndarray) -> np.ndarray:
-    """The upper 16 bits of finite fp32 numbers, rounded to the nearest and ties to even, same shape, uint16.
-
-    >>> hex(int(bf16_bits(np.array([1.0], dtype=np.float32))[0]))
-    '0x3f80'
-    """
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
-    rounded: np.ndarray = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return rounded

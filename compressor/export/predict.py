@@ -38,7 +38,7 @@ GRAPHS = {"int8": "model_quantized", "fp16": "model_fp16", "bf16": "model_bf16"}
 """Name of the graph below onnx/ by its precision, where it does not lie beside this file."""
 EXACT = ("vnni", "amx", "arm64_dotprod", "arm64_i8mm")
 """Processors whose INT8 sums do not saturate: a file made for them needs slower sums on others."""
-EXACT_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
+EXACT_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 
 
 class InputError(Exception):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import InputError
-from compressor.model.manifest import read_manifest
+from compressor.model.manifest import MANIFEST_NAME, Precision, read_manifest
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto
@@ -31,6 +31,18 @@ LARGEST_WEIGHTS = 2**35
 """Bytes of all weights in files beside the graph at most (32 GiB): no encoder comes near."""
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
 """Whose operators onnxruntime brings along; any other needs code that comes with the file, which is never loaded."""
+INTEGER_PRODUCTS = frozenset(
+    {"DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QAttention", "QGemm", "QLinearMatMul"}
+)
+"""Operators that multiply bytes."""
+SCALED_BY_BATCH = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
+"""Operators that scale activations by what is in the batch."""
+ROUNDED = INTEGER_PRODUCTS | SCALED_BY_BATCH | {"QuantizeLinear", "QEmbedLayerNormalization"}
+"""Operators that round activations or multiply bytes."""
+FEW_BITS = ROUNDED | {"DequantizeLinear", "GatherBlockQuantized", "MatMulNBits"}
+"""Operators that only a graph with weights of few bits has."""
+FLOATS: dict[int, Precision] = {1: "fp32", 10: "fp16", 16: "bf16"}
+"""Number of a type of weights in ONNX to its name."""
 
 
 def model_file(folder: Path) -> Path | None:
@@ -45,6 +57,28 @@ def model_file(folder: Path) -> Path | None:
         return None
     named = folder / HUB_FILES[read_manifest(folder).precision]
     return named if named.is_file() else None
+
+
+def precision_of(graph: GraphProto) -> Precision:
+    """int8 where a graph has operators for weights of few bits, fp16 or bf16 where most weights are, else fp32."""
+    if any(node.op_type in FEW_BITS for node in graph.node):
+        return "int8"
+    sizes: dict[Precision, int] = dict.fromkeys(FLOATS.values(), 0)
+    for one in graph.initializer:
+        if one.data_type in FLOATS:
+            sizes[FLOATS[one.data_type]] += math.prod(one.dims)
+    return max(sizes, key=lambda name: sizes[name])
+
+
+def folder_precision(folder: Path) -> Precision:
+    """In what a model folder keeps its weights: as compressor.json says; without one what its graph shows.
+
+    Raises: InputError for a folder or a graph that cannot be read.
+    """
+    file = model_file(folder)
+    if file is None or (folder / MANIFEST_NAME).is_file():
+        return read_manifest(folder).precision
+    return precision_of(open_graph(file, weights=False).graph)
 
 
 def open_graph(file: Path, *, weights: bool = True) -> ModelProto:

@@ -1,4 +1,4 @@
-"""How much each head, neuron and layer matters: scores that are comparable per multiply-accumulate."""
+"""How much each head, neuron and layer matters: by a loss, by what it writes, or by its weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compressor.errors import InputError
+from compressor.model.encoders import model_logits
 from compressor.model.footprint import head_macs, layer_macs, neuron_macs
 from compressor.model.gates import channels_gated, gated
 from compressor.model.parts import Layer, anatomy, shapes
+from compressor.model.written import written
 
 # B rows, L tokens, D hidden, H heads, d head size, F neurons
 
@@ -68,6 +70,26 @@ def taylor(model: PreTrainedModel, batches: Iterable[Examples], loss_per_row: Lo
     A gate stands on each head's context, each neuron's activation, and each layer's change to its input.
     Raises: InputError when there is no row.
     """
+    return _gate_scores(model, batches, loss_per_row, torch.abs)
+
+
+def fisher(model: PreTrainedModel, batches: Iterable[Examples], loss_per_row: LossPerRow) -> Scores:
+    """Mean over rows of (d loss of the row / d gate) squared, exactly, with the same backward a batch as `taylor`.
+
+    It is the diagonal of the gates' empirical Fisher information, by which Kwon et al. 2022
+    (https://arxiv.org/abs/2204.09656) choose masks: half the sum over what is cut estimates how much the loss rises.
+    Raises: InputError when there is no row.
+    """
+    return _gate_scores(model, batches, loss_per_row, torch.square)
+
+
+def _gate_scores(
+    model: PreTrainedModel,
+    batches: Iterable[Examples],
+    loss_per_row: LossPerRow,
+    of_slope: Callable[[Tensor], Tensor],
+) -> Scores:
+    """Mean over rows of `of_slope` of the row's slope at the gate of every head, neuron and layer."""
     sizes = shapes(model)
     count = len(sizes.layers)
     widths = [*(each.heads for each in sizes.layers), *(each.ffn for each in sizes.layers), *(1 for _ in sizes.layers)]
@@ -76,7 +98,7 @@ def taylor(model: PreTrainedModel, batches: Iterable[Examples], loss_per_row: Lo
         whole = [gate.squeeze(1) for gate in gates[2 * count :]]
         return gated(model, heads=gates[:count], neurons=gates[count : 2 * count], layers=whole)
 
-    means = _mean_slopes(model, batches, loss_per_row, widths, install)
+    means = _mean_slopes(model, batches, loss_per_row, widths, install, of_slope)
     return Scores(tuple(means[:count]), tuple(means[count : 2 * count]), torch.cat(means[2 * count :]))
 
 
@@ -98,7 +120,7 @@ def channel_taylor(model: PreTrainedModel, batches: Iterable[Examples], loss_per
         queries, values, neurons = (gates[1 + part * count : 1 + (part + 1) * count] for part in range(3))
         return channels_gated(model, hidden=gates[0], queries=queries, values=values, neurons=neurons)
 
-    means = _mean_slopes(model, batches, loss_per_row, widths, install)
+    means = _mean_slopes(model, batches, loss_per_row, widths, install, torch.abs)
     return Channels(means[0], *(tuple(means[1 + part * count : 1 + (part + 1) * count]) for part in range(3)))
 
 
@@ -108,8 +130,14 @@ def _mean_slopes(
     loss_per_row: LossPerRow,
     widths: Sequence[int],
     install: Callable[[Sequence[Tensor]], AbstractContextManager[None]],
+    of_slope: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
-    """Mean over rows of |d loss / d gate|, float64 on the CPU, one of each width; gates (B, width) act in `install`."""
+    """Mean over rows of `of_slope` of d loss of the row / d gate, which makes it >= 0; one of each width.
+
+    Args:
+        install: makes gates, (B, width) each, act on the model.
+    Returns: float64 on the CPU.
+    """
     device, training, rows = next(model.parameters()).device, model.training, 0
     sums = [torch.zeros(width, dtype=torch.float64) for width in widths]
     used = [index for index, width in enumerate(widths) if width]
@@ -122,12 +150,51 @@ def _mean_slopes(
             losses = loss_per_row(model(**inputs).logits, batch.targets.to(device))
         slopes = torch.autograd.grad(losses.sum(), [gates[index] for index in used])
         for index, slope in zip(used, slopes, strict=True):
-            sums[index] += slope.detach().abs().double().sum(0).cpu()
+            sums[index] += of_slope(slope.detach().double()).sum(0).cpu()
         rows += size
     model.train(training)
+    return _over_rows(sums, rows)
+
+
+def _over_rows(sums: Sequence[Tensor], rows: int) -> list[Tensor]:
     if rows == 0:
-        raise InputError("taylor importance needs rows with labels or a teacher; none were given")
+        raise InputError("importance needs rows, and none were given; give labelled ones, or unlabelled and a teacher")
     return [total / rows for total in sums]
+
+
+def activation(model: PreTrainedModel, batches: Iterable[Examples]) -> Scores:
+    """Mean over rows of the squared norm of what each part writes, itself a mean over the row's true tokens.
+
+    Needs no loss: a head writes its context through the output projection, a neuron its activation times its column
+    there, a layer the change of its input. Padding does not count, so neither it nor the batch size changes a score.
+    Raises: InputError when there is no row.
+    """
+    sizes, device, rows = shapes(model), next(model.parameters()).device, 0
+    count = len(sizes.layers)
+    widths = [*(each.heads for each in sizes.layers), *(each.ffn for each in sizes.layers), count]
+    sums = [torch.zeros(width, dtype=torch.float64) for width in widths]
+    for batch in batches:
+        with written(model, batch.inputs["attention_mask"].to(device)) as norms:
+            model_logits(model, batch.inputs)
+        for total, values in zip(sums, (*norms.heads, *norms.neurons, torch.stack(norms.layers, -1)), strict=True):
+            total += values.double().sum(0).cpu()
+        rows += len(batch.inputs["input_ids"])
+    means = _over_rows(sums, rows)
+    return Scores(tuple(means[:count]), tuple(means[count:-1]), means[-1])
+
+
+def normalised(scores: Scores) -> Scores:
+    """Scores of which those of a layer's heads have the norm (L2) 1, likewise its neurons', and those of all layers.
+
+    As Michel et al. 2019 and FastFormers do it, so that no layer goes first because its gradients are small.
+    Scores that are all 0 stay so.
+    """
+    return Scores(tuple(map(_unit, scores.heads)), tuple(map(_unit, scores.neurons)), _unit(scores.layers))
+
+
+def _unit(scores: Tensor) -> Tensor:
+    norm = float(scores.norm())
+    return scores / norm if norm else scores
 
 
 def magnitude(model: PreTrainedModel) -> Scores:
@@ -198,6 +265,8 @@ def _squares(part: torch.nn.Linear, dim: int) -> Tensor:
 
 CRITERIA: dict[str, Callable[[PreTrainedModel, Iterable[Examples], LossPerRow, int], Scores]] = {
     "taylor": lambda model, batches, loss, _seed: taylor(model, batches, loss),
+    "fisher": lambda model, batches, loss, _seed: fisher(model, batches, loss),
+    "activation": lambda model, batches, _loss, _seed: activation(model, batches),
     "magnitude": lambda model, _batches, _loss, _seed: magnitude(model),
     "random": lambda model, _batches, _loss, seed: randomly(model, seed=seed),
 }

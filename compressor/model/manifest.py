@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -130,13 +131,8 @@ def recorded_engine(folder: str | Path) -> str | None:
 
 
 def record_engine(folder: str | Path, engine: str) -> None:
-    """The engine, written into compressor.json beside all that stands there.
-
-    Raises: InputError where the folder has no compressor.json, or one that cannot be written.
-    """
-    path = Path(folder) / MANIFEST_NAME
-    if not path.is_file():
-        raise InputError(f"{folder} holds no {MANIFEST_NAME} to record engine {engine!r} in; export the model first")
+    """The engine, written into compressor.json beside all that stands there; raises as `require_recordable`."""
+    path = require_recordable(folder)
     content = {**_read_json(path), ENGINE_KEY: engine}
     partial = path.with_name(f"partial-{MANIFEST_NAME}")
     try:
@@ -144,6 +140,16 @@ def record_engine(folder: str | Path, engine: str) -> None:
         partial.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}), so the engine is not kept") from error
+
+
+def require_recordable(folder: str | Path) -> Path:
+    """The compressor.json that an engine can be written into; InputError where there is none, or no right to write."""
+    path = Path(folder) / MANIFEST_NAME
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {MANIFEST_NAME} to record an engine in; export the model first")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{folder} cannot be written, so no engine is kept in it; copy the folder")
+    return path
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from compressor.data.encode import open_encoder
 from compressor.data.rows import DataSets, open_data
 from compressor.data.settings import Data
-from compressor.device import torch_device
+from compressor.device import torch_device, usable_threads
 from compressor.distill.tokens import align
 from compressor.errors import InputError, StageError
 from compressor.model.encoders import load_model
 from compressor.model.footprint import parameters
 from compressor.model.manifest import teacher_labels
-from compressor.prune.settings import Recover, Remove, Until
-from compressor.prune.steps import Plan, Run
-from compressor.prune.targets import check_target
+from compressor.prune.latency_table import Place
+from compressor.prune.plan import Plan
+from compressor.prune.settings import Recover, Remove, TimedEngine, Until
+from compressor.prune.steps import Run
+from compressor.prune.targets import check_target, in_words
 from compressor.sources.models import resolve_model
 from compressor.sources.settings import ModelSource
 from compressor.stage import Decision, Outcome, Progress, settings_of, silent
@@ -34,12 +36,14 @@ class Pruner:
         model: folder, hub id or pypi:// of a fine-tuned classifier.
         data: rows, or settings as under `data` in a recipe.
         remove: what may go, and by which criterion.
-        until: what remains of the input, such as {"macs": "0.6x"}.
+        until: what remains of the input, such as {"macs": "0.6x"} or {"latency": "0.5x"}.
         steps: cuts; scores are measured again before each.
         recover: distillation after each cut; None leaves the cut model as it is.
         teacher: folder that teaches; the input model unless given.
         device: `cpu` or `gpu`.
-        smoke: fewer rows, and training of two steps.
+        engine: what latency is measured in, onnxruntime unless given; for until.latency alone.
+        threads: of that engine, all that may be used unless given; for until.latency alone.
+        smoke: fewer rows, training of two steps, and a made-up table in place of measured latency.
         decide: called with each Decision.
     Raises: InputError for settings that cannot work together.
     """
@@ -56,6 +60,8 @@ class Pruner:
         teacher: Path | str | None = None,
         seed: int = 17,
         device: str = "cpu",
+        engine: TimedEngine | None = None,
+        threads: int | None = None,
         smoke: bool = False,
         progress: Progress = silent,
         decide: Callable[[Decision], None] | None = None,
@@ -65,6 +71,7 @@ class Pruner:
         self.until = settings_of(Until, until, "until")
         self.recover = None if recover is None else settings_of(Recover, recover, "recover")
         self.kinds = check_target(self.remove, self.until)
+        self.place = _place(self.until, engine, threads)
         if steps < 1:
             raise InputError(f"steps must be at least 1 (got {steps})")
         self.steps, self.seed, self.device, self.smoke = steps, seed, device, smoke
@@ -95,8 +102,9 @@ class Pruner:
         if parameters(standing.model) == parameters(model):
             raise StageError(
                 f"pruning changed no parameter: until.{self.until.target[0]} {self.until.target[1]} leaves all of "
-                f"{run.prices.total(run.sizes.layers)}; lower it"
+                f"{in_words(run.prices, run.full)}; lower it"
             )
+        run.check_latency(standing)
         self.decide(run.summary(standing))
         run.save(standing.model, out)
         if own:
@@ -112,6 +120,7 @@ class Pruner:
             remove=self.remove,
             kinds=self.kinds,
             until=self.until,
+            place=self.place,
             steps=self.steps,
             recover=self.recover,
             seed=self.seed,
@@ -124,6 +133,20 @@ class Pruner:
 
     def _folder(self, source: Path | str) -> Path:
         return Path(resolve_model(ModelSource(path=str(source)), base=Path.cwd(), progress=self.progress))
+
+
+def _place(until: Until, engine: TimedEngine | None, threads: int | None) -> Place | None:
+    """Where latency is measured; None for another target. InputError for what cannot be, or would change nothing."""
+    if until.latency is None:
+        for name, value in (("engine", engine), ("threads", threads)):
+            if value is not None:
+                raise InputError(f"{name} says where until.latency is measured (got {value}); leave it out")
+        return None
+    if engine is not None and engine not in get_args(TimedEngine):
+        raise InputError(f"engine must be one of {', '.join(get_args(TimedEngine))} (got {engine!r})")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1 (got {threads})")
+    return Place(engine or "onnxruntime", threads or usable_threads())
 
 
 def _check_tokens(folder: Path, teacher: Path, data: DataSets) -> None:

@@ -12,7 +12,10 @@ from compressor.model.manifest import LayerShape, Shapes
 from compressor.model.surgery import Kept
 from compressor.prune.settings import Kind
 
-Quantity = Literal["macs", "parameters", "heads", "ffn"]
+Counted = Literal["macs", "parameters", "bytes", "heads", "ffn"]
+"""Quantities of which every part has a whole number."""
+WEIGHT_BYTES = 4
+"""Of a parameter in fp32."""
 
 
 def kept_share(target: float, *, step: int, steps: int) -> float:
@@ -30,42 +33,52 @@ def kept_share(target: float, *, step: int, steps: int) -> float:
 class Prices:
     """What each part counts for, in the unit of one quantity."""
 
-    quantity: Quantity
+    quantity: Counted
     hidden: int
     fixed: int = 0
-    """What no cut can take: embeddings and classifier where parameters count, else 0."""
+    """What no cut can take: embeddings and classifier where parameters or bytes count, else 0."""
+
+    @property
+    def _of_parameters(self) -> int:
+        """What one parameter counts for."""
+        return {"parameters": 1, "bytes": WEIGHT_BYTES}.get(self.quantity, 0)
 
     def head(self, layer: LayerShape) -> int:
         """One head of that layer."""
         if self.quantity == "macs":
             return footprint.head_macs(layer.head_size, self.hidden)
-        if self.quantity == "parameters":
-            return footprint.head_parameters(layer.head_size, self.hidden)
+        if self._of_parameters:
+            return self._of_parameters * footprint.head_parameters(layer.head_size, self.hidden)
         return 1 if self.quantity == "heads" else 0
 
     def neuron(self) -> int:
         """One feed-forward neuron."""
         if self.quantity == "macs":
             return footprint.neuron_macs(self.hidden)
-        if self.quantity == "parameters":
-            return footprint.neuron_parameters(self.hidden)
+        if self._of_parameters:
+            return self._of_parameters * footprint.neuron_parameters(self.hidden)
         return 1 if self.quantity == "ffn" else 0
 
     def layer(self, layer: LayerShape) -> int:
         """One whole layer."""
         rest = footprint.layer_parameters(LayerShape(0, layer.head_size, 0), self.hidden)
         units = layer.heads * self.head(layer) + layer.ffn * self.neuron()
-        return units + (rest if self.quantity == "parameters" else 0)
+        return units + self._of_parameters * rest
 
     def total(self, layers: Iterable[LayerShape]) -> int:
         """A whole model."""
         return self.fixed + sum(self.layer(layer) for layer in layers)
 
 
-def prices_for(quantity: Quantity, sizes: Shapes, *, parameters: int) -> Prices:
-    """Prices for a model of these shapes that has `parameters` parameters in all."""
-    inside = sum(footprint.layer_parameters(layer, sizes.hidden) for layer in sizes.layers)
-    return Prices(quantity, sizes.hidden, parameters - inside if quantity == "parameters" else 0)
+def prices_for(quantity: Counted, sizes: Shapes, *, parameters: int, names: int = 0) -> Prices:
+    """Prices for a model of these shapes that has `parameters` parameters in all.
+
+    Args:
+        names: bytes of its file beside the weights, which a cut leaves or lessens.
+    """
+    outside = parameters - sum(footprint.layer_parameters(layer, sizes.hidden) for layer in sizes.layers)
+    fixed = {"parameters": outside, "bytes": WEIGHT_BYTES * outside + names}
+    return Prices(quantity, sizes.hidden, fixed.get(quantity, 0))
 
 
 def floor(sizes: Shapes, prices: Prices, remove: frozenset[Kind]) -> int:

@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 from compressor.data.encode import Encoded, collate, open_encoder
 from compressor.data.rows import DataSets, Rows
 from compressor.errors import InputError
+from compressor.model.digest import model_digest
 from compressor.model.encoders import load_model, model_logits
 from compressor.model.footprint import head_macs, layer_macs, neuron_macs
-from compressor.model.importance import CRITERIA, LossPerRow, Scores
+from compressor.model.importance import CRITERIA, LossPerRow, Scores, normalised
 from compressor.model.parts import shapes
 from compressor.model.surgery import Kept, masked
-from compressor.prune.settings import Remove
+from compressor.prune.settings import GRADIENTS, Remove
 from compressor.stage import Progress
 
 SAMPLE_ROWS = 512
@@ -45,8 +46,15 @@ class Sample:
     pad_id: int
     targets: Tensor
     loss_per_row: LossPerRow
-    source: str
-    """Says which rows they are and what the loss is."""
+    rows: str
+    """Says which they are, such as `512 train rows`."""
+    loss: str
+    """Says what it compares."""
+
+    @property
+    def source(self) -> str:
+        """Which rows they are and what the loss is."""
+        return f"{self.loss} on {self.rows}"
 
     def batches(self, progress: Progress, *, what: str) -> Iterator[Sampled]:
         """The rows in batches of 32."""
@@ -72,26 +80,61 @@ def divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (target.exp() * (target - functional.log_softmax(logits, dim=-1))).sum(-1)
 
 
-def draw_sample(data: DataSets, folder: Path, *, teacher: Path | None, seed: int, smoke: bool) -> Sample:
-    """A seeded sample of labelled train rows, or of unlabelled ones against a teacher where none has a label.
+def draw_sample(
+    data: DataSets, folder: Path, *, teacher: Path | None, remove: Remove, seed: int, smoke: bool
+) -> Sample:
+    """A seeded sample of rows with what the loss compares with, as `remove.against` says.
 
-    Raises: InputError where there is neither.
+    Labelled train rows with their labels; or rows of train, filled up with unlabelled ones, and the answers of the
+    teacher, of the model in `folder` itself where there is no other.
+    Raises: InputError where there are no such rows, and for a slope of the model's divergence from itself.
     """
     labelled = [index for index, label in enumerate(data.train.labels) if label is not None]
-    if not labelled and (teacher is None or not len(data.unlabelled)):
-        raise InputError("importance needs labelled train rows, or unlabelled ones and a teacher; the data has neither")
-    rows = data.train.take(labelled) if labelled else data.unlabelled
-    count = min(64 if smoke else SAMPLE_ROWS, len(rows))
-    rows = rows.take(sorted(random.Random(seed).sample(range(len(rows)), count)))
+    most = 64 if smoke else SAMPLE_ROWS
+    if remove.against == "labels" and not labelled:
+        raise InputError("remove.against: labels needs labelled train rows, and the data has none; write teacher")
+    if labelled and remove.against != "teacher":
+        rows, words = _drawn([("train", data.train.take(labelled))], most, seed)
+        labels = torch.tensor([label if label is not None else -100 for label in rows.labels])
+        return _sample(rows, words, data, folder, labels, cross_entropy, "cross-entropy")
+    rows, words = _drawn([("train", data.train), ("unlabelled", data.unlabelled)], most, seed)
+    if not len(rows):
+        raise InputError("importance is measured on train rows or unlabelled ones; the data has neither")
+    _check_slopes(folder, teacher, remove)
+    targets = _teacher_logits(rows, teacher or folder, data)
+    return _sample(rows, words, data, folder, targets, divergence, f"KL to {'the teacher' if teacher else 'itself'}")
+
+
+def _check_slopes(folder: Path, teacher: Path | None, remove: Remove) -> None:
+    """Nothing, or InputError where the loss would be the divergence of a model from itself, whose slope is 0."""
+    named = sorted(remove.criteria & GRADIENTS)
+    if named and (teacher is None or model_digest(teacher) == model_digest(folder)):
+        raise InputError(
+            f"{' and '.join(named)} would follow the model's divergence from itself, whose slope is 0 for every part "
+            f"({'no teacher is given' if teacher is None else f'{teacher} is the model that is pruned'}); name another "
+            "teacher, such as the one it was distilled from, compare with labels where train has some, or score by "
+            "activation or magnitude"
+        )
+
+
+def _drawn(sources: Sequence[tuple[str, Rows]], most: int, seed: int) -> tuple[Rows, str]:
+    """At most so many rows, each source only as far as those before it are too few; and how many of which."""
+    draw, parts = random.Random(seed), list[Rows]()
+    for _, rows in sources:
+        count = min(most - sum(map(len, parts)), len(rows))
+        parts.append(rows.take(sorted(draw.sample(range(len(rows)), count))))
+    words = [f"{len(part)} {name}" for (name, _), part in zip(sources, parts, strict=True) if len(part)]
+    whole = Rows(tuple(t for part in parts for t in part.texts), tuple(each for part in parts for each in part.labels))
+    return whole, f"{' and '.join(words)} rows"
+
+
+def _sample(
+    rows: Rows, words: str, data: DataSets, folder: Path, targets: Tensor, loss_per_row: LossPerRow, loss: str
+) -> Sample:
     encoder = open_encoder(folder, data.max_tokens)
     encoded = encoder.encode(rows.texts)
     order = tuple(sorted(range(len(rows)), key=lambda index: (int(encoded.lengths[index]), index)))
-    if labelled:
-        labels = torch.tensor([label if label is not None else -100 for label in rows.labels])
-        return Sample(encoded, order, encoder.pad_id, labels, cross_entropy, f"cross-entropy on {count} train rows")
-    assert teacher is not None
-    targets = _teacher_logits(rows, teacher, data)
-    return Sample(encoded, order, encoder.pad_id, targets, divergence, f"KL to the teacher on {count} unlabelled rows")
+    return Sample(encoded, order, encoder.pad_id, targets, loss_per_row, words, loss)
 
 
 def _teacher_logits(rows: Rows, teacher: Path, data: DataSets) -> Tensor:
@@ -104,7 +147,10 @@ def _teacher_logits(rows: Rows, teacher: Path, data: DataSets) -> Tensor:
 
 
 def score_parts(model: PreTrainedModel, remove: Remove, sample: Sample, *, seed: int, progress: Progress) -> Scores:
-    """Each kind's scores by its criterion; where criteria differ, each kind's mean per multiply-accumulate is 1."""
+    """Each kind's scores by its criterion, normalised within each layer where `remove` says so.
+
+    Where criteria differ, or heads and neurons are normalised, each kind's mean per multiply-accumulate is 1.
+    """
     names = {kind: name for kind in ("heads", "ffn", "layers") if (name := getattr(remove, kind)) is not None}
     by_name = {
         name: CRITERIA[name](model, sample.batches(progress, what=f"score {name}"), sample.loss_per_row, seed)
@@ -113,7 +159,20 @@ def score_parts(model: PreTrainedModel, remove: Remove, sample: Sample, *, seed:
     whole = next(iter(by_name.values()))
     picked = {kind: by_name.get(names.get(kind, ""), whole) for kind in ("heads", "ffn", "layers")}
     scores = Scores(picked["heads"].heads, picked["ffn"].neurons, picked["layers"].layers)
-    return scores if len(by_name) == 1 else on_one_scale(scores, model)
+    if remove.normalise:
+        scores = normalised(scores)
+    apart = len(by_name) > 1 or (remove.normalise and {"heads", "ffn"} <= set(names))
+    return on_one_scale(scores, model) if apart else scores
+
+
+def scored_by(remove: Remove, sample: Sample) -> str:
+    """How the parts were scored, in words."""
+    kinds = (("heads", remove.heads), ("neurons", remove.ffn), ("layers", remove.layers))
+    said = ", ".join(f"{kind} by {name}" for kind, name in kinds if name is not None)
+    said += ", normalised in each layer" if remove.normalise else ""
+    if remove.needs_loss:
+        return f"{said}; {sample.source}"
+    return f"{said}; on {sample.rows}" if "activation" in remove.criteria else said
 
 
 def masked_loss(model: PreTrainedModel, kept: Kept, sample: Sample, *, progress: Progress) -> float:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,26 @@ from compressor.data.rows import DataSets
 from compressor.device import torch_device
 from compressor.distill.settings import DEFAULT_MATCH
 from compressor.distill.teacher_cache import CACHE_FOLDER
-from compressor.errors import GateError, InputError
-from compressor.model.digest import model_digest
+from compressor.errors import GateError
 from compressor.model.encoders import load_model, save_model
 from compressor.model.footprint import macs, parameters
 from compressor.model.importance import Scores
 from compressor.model.manifest import read_manifest
 from compressor.model.parts import shapes
 from compressor.model.surgery import Kept, cut, keep_all
-from compressor.prune.schedule import Choice, Prices, choose, floor, kept_share, prices_for
-from compressor.prune.scoring import draw_sample, masked_loss, row_inputs, score_parts
-from compressor.prune.settings import Kind, Recover, Remove, Until
-from compressor.prune.targets import share_of_train
-from compressor.settings import parse_kept_share
-from compressor.stage import Decision, Outcome, Progress
+from compressor.prune.latency_table import LatencyTable
+from compressor.prune.next_cut import Taken, next_taken, taken
+from compressor.prune.plan import Plan, checked_share, prices_of
+from compressor.prune.schedule import Choice, kept_share
+from compressor.prune.scoring import draw_sample, masked_loss, row_inputs, score_parts, scored_by
+from compressor.prune.targets import (
+    choose_parts,
+    in_words,
+    rounded_down,
+    share_of_train,
+)
+from compressor.prune.timing import check_latency, kept_check, scene_of
+from compressor.stage import Decision, Outcome
 from compressor.train.finetune import digest_of
 from compressor.train.fit import CHECKPOINT_FOLDER
 from compressor.train.steps import STEPS_FILE
@@ -38,42 +43,7 @@ from compressor.train.steps import STEPS_FILE
 PROBE_ROWS = 8
 """Rows on which a saved model is compared with itself."""
 STATE_FILE = "cut.json"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that says what is pruned and how."""
-
-    folder: Path
-    """The input model."""
-    teacher: Path | None
-    """None where the input model teaches itself and importance is measured on labels alone."""
-    remove: Remove
-    kinds: frozenset[Kind]
-    until: Until
-    steps: int
-    recover: Recover | None
-    seed: int
-    device: str
-    smoke: bool
-    progress: Progress
-    decide: Callable[[Decision], None]
-    accept: Callable[[Path], Outcome] | None
-    """Judges a step's model folder; None keeps every step."""
-
-    def key(self, data: DataSets) -> str:
-        """Digest of what the cuts depend on, so that leftovers of another pruning are not taken up."""
-        settings = [each.model_dump_json() for each in (self.remove, self.until, self.recover) if each is not None]
-        folders = [self.folder] if self.teacher is None else [self.folder, self.teacher]
-        return digest_of(
-            settings,
-            [self.steps, self.seed, self.device, self.smoke],
-            [model_digest(folder) for folder in folders],
-            [rows.digest() for rows in (data.train, data.unlabelled, data.select)],
-            [data.task.metric, *data.labels],
-            [[part.rows, part.share] for part in data.pools],
-            data.max_tokens,
-        )
+CHECK_FILE = "latency.json"
 
 
 @dataclass
@@ -106,26 +76,22 @@ class Run:
     def __init__(self, plan: Plan, data: DataSets, model: PreTrainedModel, work: Path) -> None:
         self.plan, self.data, self.work = plan, data, work
         self.model, self.sizes = model, shapes(model)
-        self.quantity, text = plan.until.target
-        self.share = parse_kept_share(text)
-        self.prices: Prices = prices_for(self.quantity, self.sizes, parameters=parameters(model))
+        self.quantity, _ = plan.until.target
+        self.scene = None if plan.place is None else scene_of(plan.folder, data, plan.place, seed=plan.seed)
+        self.prices = prices_of(plan, model, self.scene, work)
         self.full = self.prices.total(self.sizes.layers)
-        least = floor(self.sizes, self.prices, plan.kinds)
-        if plan.smoke:  # a smoke run's model is so small that a share of the real one may lie below its floor
-            self.share = max(self.share, math.ceil(1000 * least / self.full) / 1000)
-        if self._budget(self.share) < least:
-            share = math.ceil(1000 * least / self.full) / 1000
-            raise InputError(
-                f"until.{self.quantity} {text} is below the floor: removing {', '.join(sorted(plan.kinds))} leaves at "
-                f"least {least} of {self.full}; write {share:g}x or more, or let more kinds go in remove"
-            )
+        self.share = checked_share(plan, self.sizes, self.prices)
         self.key = plan.key(data)
+        if isinstance(self.prices, LatencyTable):
+            self.key = digest_of(self.key, json.dumps(asdict(self.prices)))
         self.said: list[Decision] = []
         """Decisions of the cut that is being made."""
-        self.sample = draw_sample(data, plan.folder, teacher=plan.teacher, seed=plan.seed, smoke=plan.smoke)
+        self.sample = draw_sample(
+            data, plan.folder, teacher=plan.teacher, remove=plan.remove, seed=plan.seed, smoke=plan.smoke
+        )
 
-    def _budget(self, share: float) -> int:
-        return math.floor(share * self.full + 1e-9)
+    def _budget(self, share: float) -> float:
+        return rounded_down(self.prices, share * self.full)
 
     def go(self) -> Standing:
         """The model after the last step that passes; goes on after the last finished step of an earlier run."""
@@ -150,7 +116,7 @@ class Run:
         share = kept_share(self.share, step=step, steps=plan.steps)
         before = shapes(standing.model)
         scores = score_parts(standing.model, plan.remove, self.sample, seed=plan.seed + step, progress=plan.progress)
-        choice = choose(
+        choice = choose_parts(
             before,
             scores,
             remove=plan.kinds,
@@ -168,20 +134,18 @@ class Run:
         return following
 
     def _decide_step(self, standing: Standing, following: Standing, choice: Choice, scores: Scores) -> None:
-        after = shapes(following.model)
-        criteria = {kind: getattr(self.plan.remove, kind) for kind in sorted(self.plan.kinds)}
         self._tell(
             Decision(
                 kind="cut",
                 chosen={
                     "step": following.step,
                     "layers": _layer_table(following.origin),
-                    self.quantity: self.prices.total(after.layers),
+                    self.quantity: self.prices.total(shapes(following.model).layers),
                 },
-                because=f"least score per {self.quantity} by {criteria}, {self.sample.source}; at most "
+                because=f"least score per {self.quantity}, {scored_by(self.plan.remove, self.sample)}; at most "
                 f"{self._budget(kept_share(self.share, step=following.step, steps=self.plan.steps))} may remain",
                 candidates=_score_table(standing.origin.layers, scores),
-                cost={"score": choice.lost},
+                cost=self._costs(standing, following, choice, scores),
             )
         )
         for verdict in choice.layers:
@@ -197,6 +161,25 @@ class Run:
                     candidates={"score": verdict.score, "loss": verdict.loss, "units_loss": verdict.units_loss},
                 )
             )
+
+    def _costs(
+        self, standing: Standing, following: Standing, choice: Choice, scores: Scores
+    ) -> dict[str, dict[str, Any] | None]:
+        """What this cut takes, and what the one after it would by the same scores; after the last, as much again."""
+        plan, before = self.plan, shapes(standing.model)
+        now = taken(before, choice.kept, self.prices, score=choice.lost)
+        due: float = 0
+        if following.step < plan.steps:
+            share = kept_share(self.share, step=following.step + 1, steps=plan.steps)
+            due = self.prices.total(shapes(following.model).layers) - self._budget(share)
+        amount = due if due > 0 else now.amount
+        further = next_taken(before, choice.kept, scores, self.prices, remove=plan.kinds, amount=amount)
+        return {"this cut": self._cost(now), "next cut": None if further is None else self._cost(further)}
+
+    def _cost(self, one: Taken) -> dict[str, Any]:
+        """The parts and the score of a cut, with what it takes of the quantity that is aimed at."""
+        parts = {"heads": one.heads, "ffn": one.ffn, "layers": one.layers}
+        return {**parts, self.quantity: one.amount, "score": one.score}
 
     def _tell(self, decision: Decision) -> None:
         self.said.append(decision)
@@ -235,14 +218,27 @@ class Run:
         self.plan.decide(
             Decision(
                 kind="backtrack",
-                chosen={"step": standing.step, "layers": _layer_table(standing.origin),
+                chosen={"step": standing.step, "layers": _layer_table(standing.origin), "score": standing.lost,
                         self.quantity: self.prices.total(shapes(standing.model).layers)},
                 because=f"step {refused.step} broke the gate: {outcome.because}",
-                candidates={"step": refused.step, "layers": _layer_table(refused.origin),
+                candidates={"step": refused.step, "layers": _layer_table(refused.origin), "score": refused.lost,
                             self.quantity: self.prices.total(shapes(refused.model).layers)},
                 cost={name: list(value) for name, value in outcome.values.items()},
             )
         )  # fmt: skip
+
+    def check_latency(self, standing: Standing) -> None:
+        """Tell the time of what stands beside the input's, predicted and measured; nothing in a smoke run."""
+        scene, table, plan = self.scene, self.prices, self.plan
+        if scene is None or not isinstance(table, LatencyTable) or plan.smoke:
+            return
+        check = kept_check(
+            self.work / CHECK_FILE,
+            digest_of(self.key, standing.step),
+            lambda: check_latency(self.model, standing.model, table, scene, progress=plan.progress),
+        )
+        for decision in check.decisions():
+            plan.decide(decision)
 
     def summary(self, standing: Standing) -> Decision:
         """What is left of each layer of the input, for the report."""
@@ -255,7 +251,8 @@ class Run:
                 "removed_layers": gone,
                 "before": [{"heads": each.heads, "ffn": each.ffn} for each in self.sizes.layers],
             },
-            because=f"{self.quantity} {self.prices.total(after.layers)} of {self.full} remain",
+            because=f"{self.quantity} {in_words(self.prices, self.prices.total(after.layers))} of "
+            f"{in_words(self.prices, self.full)} remain",
             cost={"macs": macs(after), "macs_before": macs(self.sizes), "parameters": parameters(standing.model)},
         )
 

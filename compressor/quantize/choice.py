@@ -15,7 +15,7 @@ import numpy as np
 from compressor.bench.isolation import Command, Timing, time_in_turn
 from compressor.bench.statistics import Interval, p50_by_round, ratio_interval
 from compressor.data.rows import Text
-from compressor.device import machine_id, usable_threads
+from compressor.device import cpu_isa, machine_id, usable_threads
 from compressor.quantize.settings import Choice, Scheme
 from compressor.quantize.trials import Trial
 from compressor.runtime.predictor import MODEL_FILE
@@ -40,7 +40,7 @@ class Candidate:
     bytes: int = 0
     """Size of model.onnx."""
     integer_products: int = 0
-    """Operators of the graph that multiply in INT8."""
+    """Products whose weights have 8 bits or fewer, counted as `products` are (audit.audit_int8)."""
     products: int = 0
     """All operators that multiply with weights."""
     kept_in_float: tuple[str, ...] = ()
@@ -133,6 +133,12 @@ def times_once(
     partial.write_text(json.dumps(asdict(times)) + "\n", encoding="utf-8")
     partial.replace(path)
     return times, False
+
+
+def timed_elsewhere(isa: str | None) -> str:
+    """For a decision by times: that they hold for another processor than the model is made for; empty where not."""
+    here = cpu_isa()
+    return "" if isa in (None, here) else f" (timed on this CPU, which has {here}, not {isa})"
 
 
 def _read(path: Path) -> Times | None:

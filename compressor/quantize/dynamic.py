@@ -10,17 +10,14 @@ from onnx import TensorProto as Tensor
 
 from compressor.errors import StageError
 from compressor.model.graph_file import open_graph
+from compressor.quantize.channels import is_transposed
 from compressor.quantize.embeddings import integer_embeddings
 from compressor.quantize.material import Material
-from compressor.quantize.products import clean, integer_products
+from compressor.quantize.products import MICROSOFT, clean, integer_products, quantizable
 from compressor.quantize.rounding import round_weights
 from compressor.quantize.settings import Smooth
 from compressor.quantize.smoothing import smoothed
 from compressor.runtime.predictor import MODEL_FILE
-
-MICROSOFT = "com.microsoft"
-KEPT_BY_ATTENTION = ("num_heads", "unidirectional", "mask_filter_value", "scale", "do_rotary")
-"""Attributes of Attention that QAttention has too."""
 
 
 def dynamic(
@@ -58,7 +55,8 @@ def write_int8(model: ModelProto, *, reduce_range: bool, float_nodes: Collection
     result.CopyFrom(model)
     integer_embeddings(result)
     writer = _Writer(result, reduce_range=reduce_range)
-    nodes = [made for node in result.graph.node for made in writer.form(node, keep=node.name in float_nodes)]
+    chosen = {node.output[0] for node in quantizable(result) if node.name not in float_nodes}
+    nodes = [made for node in result.graph.node for made in (writer.form(node) if node.output[0] in chosen else [node])]
     kept = [NodeProto.FromString(each.SerializeToString()) for each in nodes]
     del result.graph.node[:]
     result.graph.node.extend(kept)
@@ -80,15 +78,9 @@ class _Writer:
         self.rounded: dict[str, tuple[str, str, str]] = {}
         self.products = 0
 
-    def form(self, node: NodeProto, *, keep: bool) -> list[NodeProto]:
-        """The nodes that stand for `node` in INT8; itself where it is no product, or has no INT8 form."""
-        if keep or len(node.input) < 2 or not _is_matrix(self.stored.get(node.input[1])):
-            return [node]
-        if node.op_type == "Attention" and _is_plain_attention(node):
-            return self._attention(node)
-        if node.op_type == "MatMul" or (node.op_type == "Gemm" and _is_plain_gemm(node)):
-            return self._product(node)
-        return [node]
+    def form(self, node: NodeProto) -> list[NodeProto]:
+        """The nodes that stand for a product in INT8."""
+        return self._attention(node) if node.op_type == "Attention" else self._product(node)
 
     def _attention(self, node: NodeProto) -> list[NodeProto]:
         before, (steps, size, zero) = self._input(node.input[0])
@@ -96,13 +88,13 @@ class _Writer:
         mask = node.input[3] if len(node.input) > 3 else ""
         inputs = [steps, weights, node.input[2], size, sizes, mask, zero]
         made = helper.make_node("QAttention", inputs, list(node.output), node.name, domain=MICROSOFT)
-        made.attribute.extend(each for each in node.attribute if each.name in KEPT_BY_ATTENTION)
+        made.attribute.extend(node.attribute)
         return [*before, made]
 
     def _product(self, node: NodeProto) -> list[NodeProto]:
         """In the form that onnxruntime makes one operator of when it opens the file."""
         before, (steps, size, zero) = self._input(node.input[0])
-        weights, sizes = self._weights(node.input[1], transposed=_attribute(node, "transB", 0) == 1)
+        weights, sizes = self._weights(node.input[1], transposed=is_transposed(node))
         at = f"int8.product{self.products}"
         self.products += 1
         biased = len(node.input) > 2 and node.input[2] != ""
@@ -135,22 +127,3 @@ class _Writer:
             self.made[names[0]] = numpy_helper.from_array(np.ascontiguousarray(steps), names[0])
             self.made[names[1]] = numpy_helper.from_array(sizes, names[1])
         return names
-
-
-def _is_matrix(stored: Tensor | None) -> bool:
-    return stored is not None and stored.data_type == Tensor.FLOAT and len(stored.dims) == 2
-
-
-def _is_plain_attention(node: NodeProto) -> bool:
-    """Whether QAttention can do it: no past, no bias of the scores, one width of query, key and value."""
-    more = any(each.name not in KEPT_BY_ATTENTION for each in node.attribute) or any(node.input[4:])
-    return not more and len(node.input) > 2 and node.input[2] != ""
-
-
-def _is_plain_gemm(node: NodeProto) -> bool:
-    return _attribute(node, "alpha", 1.0) == _attribute(node, "beta", 1.0) == 1 and not _attribute(node, "transA", 0)
-
-
-def _attribute(node: NodeProto, name: str, default: float) -> float:
-    found = next((each for each in node.attribute if each.name == name), None)
-    return default if found is None else float(helper.get_attribute_value(found))

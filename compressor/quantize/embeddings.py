@@ -14,6 +14,7 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from onnx import TensorProto as Tensor
 
+from compressor.quantize.products import MICROSOFT
 from compressor.quantize.rounding import LARGEST, Bytes
 
 FEWEST_ROWS = 8
@@ -120,7 +121,7 @@ def _norm(at: str, skip: str, gamma: str, beta: str, output: str, epsilon: float
     if not skip:
         return helper.make_node("LayerNormalization", [at + "/sum", gamma, beta], [output], at, epsilon=epsilon)
     inputs = [at + "/words", skip, gamma, beta]
-    return helper.make_node("SkipLayerNormalization", inputs, [output], at, domain="com.microsoft", epsilon=epsilon)
+    return helper.make_node("SkipLayerNormalization", inputs, [output], at, domain=MICROSOFT, epsilon=epsilon)
 
 
 def _rows(node: NodeProto) -> list[NodeProto]:

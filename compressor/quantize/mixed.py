@@ -15,14 +15,12 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from compressor.bench.statistics import Interval
 from compressor.errors import StageError
 from compressor.export.audit import FLOAT
-from compressor.quantize.choice import time_side_by_side
+from compressor.quantize.choice import time_side_by_side, timed_elsewhere
 from compressor.quantize.material import Material
 from compressor.quantize.products import KEPT, Product, clean, combined, products
 from compressor.quantize.sensitivity import Sensitivity, exchangeable, rank
 from compressor.quantize.settings import Mixed
-from compressor.quantize.targets import check_keep
-from compressor.quantize.trials import Limits, Trial, Trials
-from compressor.settings import parse_limit
+from compressor.quantize.trials import Trial, Trials
 from compressor.stage import Decision
 
 PRICE_ROUNDS = 7
@@ -46,7 +44,7 @@ class Mixture:
 
 
 def mixed(material: Material, settings: Mixed, *, base: Base, graph: ModelProto, trials: Trials) -> Mixture:
-    """The fewest products in float that pass the gate, or without one the limits of the settings.
+    """The fewest products in float that pass the gate, or without one the limits of `trials`.
 
     Products are ranked by how far the answers move where each alone is in INT8; that a longer part of the ranking in
     float never does worse is taken for granted by the search, and the form that is kept was tried itself.
@@ -54,11 +52,9 @@ def mixed(material: Material, settings: Mixed, *, base: Base, graph: ModelProto,
     Args:
         base: makes the graph with given nodes in float; called for none of them and for all of them.
         graph: the fp32 graph that `base` quantizes.
-        trials: compares with fp32 and knows the gate.
-    Raises: InputError for a `keep` that the processor computes slower than fp32; StageError where the ranking finds no
-        product in INT8.
+        trials: compares with fp32 and knows the gate and the limits.
+    Raises: StageError where the ranking finds no product in INT8.
     """
-    check_keep(settings.keep, material.target)
     integers = base(frozenset())
     floats = base(frozenset(each.node for each in products(graph)))
     fits = exchangeable(floats, integers, material.batches(), precise=trials.precise)
@@ -71,7 +67,6 @@ def mixed(material: Material, settings: Mixed, *, base: Base, graph: ModelProto,
     )
     if not ranking:
         raise StageError("no product of the INT8 graph could be told apart, so none can be left in float")
-    limits = Limits(drop=parse_limit(settings.drop).value / 100, agreement=settings.agreement)
     tried: dict[int, Trial] = {}
 
     def form(kept: Collection[Product]) -> ModelProto:
@@ -80,14 +75,15 @@ def mixed(material: Material, settings: Mixed, *, base: Base, graph: ModelProto,
     def passes(count: int) -> bool:
         if count not in tried:
             folder = trials.write("search", form([each.product for each in ranking[:count]]))
-            tried[count] = trials.judged(folder, what=f"INT8 with {count} products in {settings.keep}", limits=limits)
+            tried[count] = trials.judged(folder, what=f"INT8 with {count} products in {settings.keep}")
         return tried[count].passed is not False
 
     most = math.floor(settings.max_float * len(ranking) + 1e-9)
     count = fewest(most, passes)
     passes(count)
     kept = tuple(each.product for each in ranking[:count])
-    _tell(material, settings, ranking, kept, tried[count], _prices(material, trials, form, kept, integers))
+    prices = _prices(material, trials, form, kept, integers)
+    _tell(material, settings, ranking, kept, tried[count], prices, timed_elsewhere(trials.manifest.isa))
     return Mixture(form(kept), kept, tried[count])
 
 
@@ -132,8 +128,8 @@ def _prices(
     kept: Sequence[Product],
     integers: ModelProto,
 ) -> list[Price]:
-    """A price for each of the first products kept."""
-    if not kept or trials.smoke:
+    """A price for each of the first products kept; none for a target whose times a CPU does not tell."""
+    if not kept or trials.smoke or material.target != "cpu":
         return []
     folders: dict[str, Path] = {"int8": trials.write("price-int8", integers)}
     priced = kept[:MOST_PRICED]
@@ -161,6 +157,7 @@ def _tell(
     kept: Sequence[Product],
     trial: Trial,
     prices: Sequence[Price],
+    elsewhere: str,
 ) -> None:
     chosen = f"{len(kept)} of {len(ranking)} products in {settings.keep}"
     priced = "; ".join(each.told(settings.keep) for each in prices)
@@ -168,7 +165,7 @@ def _tell(
         because = f"with as many as max_float {settings.max_float:g} allows it still {trial.because}"
     else:
         because = "the fewest that suffice" if kept else "INT8 suffices as it is"
-    because += f": {priced}" if priced else ""
+    because += f": {priced}{elsewhere}" if priced else ""
     rows = [
         {"product": each.product.words, "signal_to_noise_db": _finite(each.signal_to_noise), "kl": each.divergence}
         for each in ranking

@@ -9,11 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from compressor.export.audit import FLOAT, INTEGER, product_name
+from compressor.export.audit import FLOAT, constants, product_kinds, product_name
+from compressor.model.graph_file import SCALED_BY_BATCH
 
+MICROSOFT = "com.microsoft"
+"""Domain of the operators that onnxruntime adds to ONNX."""
+SHARED = {"num_heads", "unidirectional", "mask_filter_value", "scale"}
+"""Attributes of Attention that its forms in few bits (QAttention, MultiHeadAttention) have too."""
 KEPT = "kept"
 """How names begin of nodes and weights that `combined` puts in."""
 
@@ -44,29 +50,48 @@ def products(model: ModelProto) -> tuple[Product, ...]:
     return tuple(found)
 
 
-def constants(graph: GraphProto) -> set[str]:
-    """Names of tensors that no input changes: initializers, Constant nodes, and what is computed of them alone."""
-    known = {each.name for each in graph.initializer}
-    for node in graph.node:  # in topological order
-        if all(name in known for name in node.input if name) and (node.input or node.op_type == "Constant"):
-            known.update(node.output)
-    return known
+def quantizable(model: ModelProto) -> list[NodeProto]:
+    """The products of an fp32 graph that have a form in few bits, in its order.
+
+    Their weights are a stored fp32 matrix; attention has a bias, one width of query, key and value, no past and no bias
+    of its scores; a Gemm neither scales nor turns its input around.
+    """
+    matrices = {
+        each.name for each in model.graph.initializer if each.data_type == TensorProto.FLOAT and len(each.dims) == 2
+    }
+    return [node for node in model.graph.node if node.op_type in FLOAT and node.input[1] in matrices and _plain(node)]
+
+
+def _plain(node: NodeProto) -> bool:
+    given = attributes(node)
+    if node.op_type == "Attention":
+        return given.keys() <= SHARED and any(node.input[2:3]) and not any(node.input[4:])
+    return given.get("alpha", 1.0) == given.get("beta", 1.0) == 1.0 and not given.get("transA")
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """What a node's attributes say, by name."""
+    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
 
 
 def integer_products(model: ModelProto) -> int:
-    """How many operators of the graph multiply in INT8; a MatMul between QDQ pairs becomes one when it is opened."""
-    makers = {name: node.op_type for node in model.graph.node for name in node.output}
-    count = sum(node.op_type in INTEGER for node in model.graph.node)
-    for node in model.graph.node:
-        if node.op_type in ("MatMul", "Gemm"):
-            sides = [makers.get(name) for name in node.input[:2]]
-            count += sides == ["DequantizeLinear"] * 2
-    return count
+    """How many products of the graph have weights of few bits, by the rule of audit.product_kinds."""
+    return sum(kind != "" for kind in product_kinds(model.graph).values())
+
+
+def in_int8(model: ModelProto, product: Product) -> bool:
+    """Whether that rule counts the product of a graph; False where it cannot be told apart there."""
+    try:
+        nodes = between(model.graph, product)
+    except KeyError:
+        return False
+    kinds = product_kinds(model.graph)
+    return any(kinds.get(name) for node in nodes for name in node.output)
 
 
 def scaled_by_batch(model: ModelProto) -> bool:
     """Whether activations are scaled by what is in the batch, so that a row's answer depends on its neighbours."""
-    return any(node.op_type.startswith("DynamicQuantize") for node in model.graph.node)
+    return any(node.op_type in SCALED_BY_BATCH for node in model.graph.node)
 
 
 def combined(floats: ModelProto, integers: ModelProto, kept: Collection[Product]) -> ModelProto:

@@ -15,17 +15,17 @@ from compressor.data.encode import open_encoder
 from compressor.data.encoded import collate
 from compressor.data.labels import require_labels
 from compressor.data.rows import DataSets, open_data
-from compressor.device import cpu_isa, has_vnni
+from compressor.device import has_vnni
 from compressor.errors import InputError, StageError
 from compressor.evaluate.proportions import wilson
 from compressor.export.audit import audit_int8
 from compressor.export.exporter import Exporter
-from compressor.export.folder import deploy
-from compressor.model.graph_file import model_file, open_graph, require_bert
+from compressor.export.folder import deploy, require_empty
+from compressor.model.graph_file import folder_precision, model_file, open_graph, require_bert
 from compressor.model.manifest import read_manifest
-from compressor.quantize.choice import TIMES_FILE, Candidate, Times, choose, times_once
+from compressor.quantize.choice import TIMES_FILE, Candidate, Times, choose, timed_elsewhere, times_once
 from compressor.quantize.material import Material, calibration_texts, unheard
-from compressor.quantize.products import integer_products
+from compressor.quantize.mixed import Mixture, mixed
 from compressor.quantize.qat import traced
 from compressor.quantize.schemes import SCHEMES
 from compressor.quantize.settings import (
@@ -44,6 +44,7 @@ from compressor.quantize.targets import (
     check_choices,
     check_schemes,
     check_sums,
+    made_for,
     need_torch,
     reduced_range,
     unused,
@@ -51,6 +52,7 @@ from compressor.quantize.targets import (
 from compressor.quantize.trials import Limits, Trials
 from compressor.runtime.onnx import Inputs
 from compressor.runtime.predictor import MODEL_FILE, find_engine
+from compressor.settings import parse_limit
 from compressor.stage import Decision, Outcome, Progress, settings_of, silent
 
 STATIC_DROP = 0.01
@@ -59,8 +61,8 @@ AFTER_STATIC: tuple[Scheme, ...] = ("mixed", "dynamic")
 """What is tried in turn where static loses more than that."""
 FEW_ROWS = 100
 """Below so many rows of `select` the choice says how little they show."""
-KEPT_BETWEEN_TRIES = "qat"
-"""Folder of a scheme that trains, whose checkpoints an interrupted try leaves to the next."""
+KEPT_BETWEEN_TRIES = ("qat", TIMES_FILE)
+"""What an interrupted try leaves to the next: checkpoints of the scheme that trains, and the times to choose by."""
 
 
 class Quantizer:
@@ -106,17 +108,17 @@ class Quantizer:
             seed: draws calibration rows and rows to time.
             smoke: random weights: a scheme that disagrees with fp32 is kept all the same, and nothing is timed.
             decide: told what was chosen and why.
-        Raises: InputError for unknown schemes or choices, none at all, settings that cannot be, a scheme that the
-            target cannot run, or a model that is no fp32 one.
+        Raises: InputError for unknown schemes or choices, none at all, one twice, settings that cannot be or that no
+            scheme reads, a scheme that the target cannot run, or a model that is no fp32 one.
         """
-        check_choices(try_, choose=choose, isa=isa, target=target)
+        check_choices(try_, choose=choose, isa=isa, target=target, device=device)
         self.model = Path(model)
-        precision = read_manifest(self.model).precision
+        precision = folder_precision(self.model)
         if precision != "fp32":
             named = precision.upper() if precision == "int8" else precision
             raise InputError(f"{self.model} is {named} already; quantize the fp32 model it was made from")
         self.data = data
-        self.try_ = tuple(dict.fromkeys(try_))
+        self.try_ = tuple(try_)
         self.choose = choose
         self.calibrate = settings_of(Calibrate, calibrate or {}, "calibrate")
         self.mixed = settings_of(Mixed, mixed or {}, "mixed")
@@ -150,19 +152,20 @@ class Quantizer:
         A scheme that fails is told and the others are tried all the same.
 
         Args:
-            work: where fp32 and the candidates are made; removed at the end but for the times that a choice was made
-                by. None takes a folder beside `out`.
-            accept: the gate.
+            work: where fp32 and the candidates are made; what is left there at the end are the times that a choice was
+                made by. None makes a folder beside `out`, of which nothing is left.
+            accept: the gate; without one each scheme is held to the drop and agreement of `mixed` where that is tried,
+                else to a drop of 1 pp where static is.
             fallback: where no scheme passes it, `out` holds the fp32 model and the decision says so; False keeps the
                 most accurate INT8 model, for whoever holds it against the gate again.
-        Raises: StageError where no scheme gives a model whose answers have to do with those of fp32, and fp32 is no
-            way out.
+        Raises: InputError for settings that nothing reads where there is a gate; StageError where `out` is there, or no
+            scheme gives a model whose answers have to do with those of fp32, and fp32 is no way out.
         """
         out = Path(out)
-        if out.exists() and any(out.iterdir()):
-            raise StageError(f"{out} is there already and not empty; give another folder or remove it")
-        beside = out.parent if work is None else Path(work)
-        work = beside / (out.name + ".quantize")
+        require_empty(out)
+        self._check_read(gate=accept is not None)
+        given, work = work, (work or out.parent) / (out.name + ".quantize")
+        times_file = (given or work) / TIMES_FILE
         _empty(work)
         data = open_data(self.data)
         self._check_labels(data)
@@ -170,14 +173,17 @@ class Quantizer:
         trials = Trials(
             source,
             data=data,
-            manifest=replace(read_manifest(source), precision="int8", isa=self._made_for()),
+            manifest=replace(
+                read_manifest(source), precision="int8", isa=made_for(self.isa, reduce_range=self.reduce_range)
+            ),
             work=work,
             precise=not self.reduce_range and not has_vnni(),
             accept=accept,
+            limits=self._limits(),
             smoke=self.smoke,
         )
         tried = self._all(self._material(source, data, work), trials)
-        kept = self._kept(tried, trials, beside / TIMES_FILE, fallback=fallback and accept is not None)
+        kept = self._kept(tried, trials, times_file, fallback=fallback and accept is not None)
         if out.exists():
             out.rmdir()
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -185,11 +191,11 @@ class Quantizer:
         shutil.rmtree(work)
         return out
 
-    def _made_for(self) -> str | None:
-        """The instructions that the weights are right for: a file for exact sums must not saturate elsewhere unseen."""
-        if self.isa is None and not self.reduce_range and not has_vnni():
-            return "vnni"
-        return self.isa or cpu_isa()
+    def _limits(self) -> Limits | None:
+        """What every scheme must keep where there is no gate; None where any will do."""
+        if "mixed" in self.try_:
+            return Limits(drop=parse_limit(self.mixed.drop).value / 100, agreement=self.mixed.agreement)
+        return Limits(drop=STATIC_DROP) if "static" in self.try_ else None
 
     def _check_labels(self, data: DataSets) -> None:
         """InputError where rows and model name other classes; a model that names none needs as many."""
@@ -200,10 +206,8 @@ class Quantizer:
 
     def _check_schemes(self) -> None:
         """InputError where a scheme cannot run, has not what it needs, or settings serve none of them."""
-        check_schemes(self.try_, self.target, self.mixed)
-        wrong = unused(self.try_, {name: getattr(self, name) for name in ("calibrate", *USERS)})
-        if wrong:
-            raise InputError(wrong)
+        check_schemes(self.try_, self.target, self.mixed, self.choose)
+        self._check_read(gate=False)
         if self.teacher is not None and "qat" not in self.try_:
             raise InputError(f"teacher serves scheme qat alone (got {self.teacher}); add qat to try or leave it out")
         needing = need_torch(self.try_, self.target, of=self.mixed.of)
@@ -212,6 +216,12 @@ class Quantizer:
                 f"scheme {needing[0]} starts from safetensors, and {self.model} holds ONNX alone; give the folder that "
                 f"it was exported from, or take {needing[0]} out of try"
             )
+
+    def _check_read(self, *, gate: bool) -> None:
+        """InputError for settings that nothing reads, with a gate or without."""
+        wrong = unused(self.try_, {name: getattr(self, name) for name in USERS}, gate=gate)
+        if wrong:
+            raise InputError(wrong)
 
     def _fp32(self, folder: Path) -> Path:
         """A folder of ours with the fused fp32 graph."""
@@ -264,8 +274,7 @@ class Quantizer:
         queue, tried = list(self.try_), list[Candidate]()
         for number, scheme in enumerate(queue):
             self.progress("quantize", number, len(queue))
-            limits = Limits(drop=STATIC_DROP) if scheme == "static" else None
-            found = self._try(scheme, material, trials, limits)
+            found = self._try(scheme, material, trials)
             tried.append(found)
             left = [other for other in AFTER_STATIC if other not in queue]
             lost = scheme == "static" or (scheme == "mixed" and "static" in queue)
@@ -276,31 +285,27 @@ class Quantizer:
         self.progress("quantize", len(queue), len(queue))
         return tried
 
-    def _try(self, scheme: Scheme, material: Material, trials: Trials, limits: Limits | None) -> Candidate:
+    def _try(self, scheme: Scheme, material: Material, trials: Trials) -> Candidate:
         """The candidate; refused, with the reason, where the scheme fails or does not keep what was asked."""
-        kept_in_float: tuple[str, ...] = ()
         try:
-            if scheme == "mixed":
-                mixture = self._mix(material, trials)
-                graph, kept_in_float = mixture.graph, tuple(each.words for each in mixture.kept)
-            else:
-                graph = self._graph(scheme, material)
+            mixture = self._mix(material, trials) if scheme == "mixed" else None
+            graph = self._graph(scheme, material) if mixture is None else mixture.graph
             folder = trials.write(_made(trials.work, scheme).name, graph)
-            trial = trials.judged(folder, what=f"scheme {scheme} of {self.model}", limits=limits)
+            what = f"scheme {scheme} of {self.model}"
+            trial = trials.judged(folder, what=what) if mixture is None else mixture.trial
         except (StageError, InputError) as error:
             if isinstance(error, InputError) and len(self.try_) == 1:
                 raise
             shutil.rmtree(_made(trials.work, scheme), ignore_errors=True)
             return Candidate(scheme, None, reduce_range=self.reduce_range, refused=str(error))
-        if scheme == "mixed" and trials.accept is None:
-            trial = mixture.trial  # by the limits of its own settings
+        counted = audit_int8(graph, read_manifest(material.folder).shapes)
         return Candidate(
             scheme=scheme,
             trial=trial,
             bytes=(folder / MODEL_FILE).stat().st_size,
-            integer_products=integer_products(graph),
-            products=audit_int8(graph, read_manifest(material.folder).shapes).products,
-            kept_in_float=kept_in_float,
+            integer_products=counted.integer,
+            products=counted.products,
+            kept_in_float=() if mixture is None else tuple(each.words for each in mixture.kept),
             reduce_range=self.reduce_range,
             refused=trial.because,
         )
@@ -314,17 +319,12 @@ class Quantizer:
         }
         return SCHEMES[scheme](material, settings[scheme], float_nodes=float_nodes)
 
-    def _mix(self, material: Material, trials: Trials) -> Any:
+    def _mix(self, material: Material, trials: Trials) -> Mixture:
         """The search for mixed: as the settings say, or as static's way out where the user asked for static alone."""
-        settings = self.mixed
-        if "mixed" not in self.try_:
-            settings = settings.model_copy(
-                update={"of": "static", "drop": f"<= {STATIC_DROP * 100:g}pp", "agreement": 0.0}
-            )
-        of = settings.of
-        return SCHEMES["mixed"](
+        of: Scheme = self.mixed.of if "mixed" in self.try_ else "static"
+        return mixed(
             material,
-            settings,
+            self.mixed,
             base=lambda nodes: self._graph(of, material, float_nodes=nodes),
             graph=material.raw() if self.target == "tensorrt" else open_graph(material.folder / MODEL_FILE),
             trials=trials,
@@ -339,7 +339,7 @@ class Quantizer:
         if self.choose == "fastest" and len(left) > 1 and not self.smoke:
             folders = {str(each.scheme): _made(trials.work, each.scheme) for each in left}
             times, replayed = times_once(times_file, folders, trials.texts, seed=self.seed, progress=self.progress)
-            again = ", as timed before the interruption" if replayed else ""
+            again = ", as timed before the interruption" * replayed + timed_elsewhere(trials.manifest.isa)
             tried = [_timed(each, times) for each in tried]
         choice = "most_accurate" if self.choose == "fastest" and self.smoke else self.choose
         kept, because = choose(tried, choice, times)
@@ -393,5 +393,5 @@ def _timed(candidate: Candidate, times: Times) -> Candidate:
 def _empty(work: Path) -> None:
     """Remove what an earlier try left, but for what its training goes on from."""
     for path in work.glob("*") if work.exists() else ():
-        if path.name != KEPT_BETWEEN_TRIES:
+        if path.name not in KEPT_BETWEEN_TRIES:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from onnx import ModelProto
 
 from compressor.quantize.dynamic import dynamic
-from compressor.quantize.mixed import mixed
 from compressor.quantize.qat import qat
 from compressor.quantize.settings import Scheme
 from compressor.quantize.static import static
@@ -16,9 +15,8 @@ from compressor.quantize.weight_only import weight_only
 SCHEMES: dict[Scheme, Callable[..., ModelProto]] = {
     "dynamic": dynamic,
     "static": static,
-    "mixed": mixed,
     "qat": qat,
     "weight_only": weight_only,
 }
-"""Name in the recipe to the function that does it: `(material, settings, *, float_nodes)` to a graph; `mixed`, which
-takes one of the others and compares, has arguments of its own."""
+"""Name in the recipe to the function that does it: `(material, settings, *, float_nodes)` to a graph; all but `mixed`,
+which takes one of these and compares (mixed.py)."""

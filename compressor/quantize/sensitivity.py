@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
-from compressor.export.audit import INTEGER
 from compressor.quantize.calibration import with_outputs
-from compressor.quantize.products import Product, between, combined, products
+from compressor.quantize.products import Product, combined, in_int8, products
 from compressor.runtime.onnx import Inputs, Logits, session
 from compressor.stage import Progress, silent
 
@@ -88,18 +87,6 @@ def exchangeable(floats: ModelProto, integers: ModelProto, batches: Iterable[Inp
         if np.abs(found - wanted).max() > SAME * max(1.0, np.abs(wanted).max()):
             return False
     return True
-
-
-def in_int8(model: ModelProto, product: Product) -> bool:
-    """Whether a graph computes the product in INT8; False where it cannot be told apart there."""
-    try:
-        nodes = between(model.graph, product)
-    except KeyError:
-        return False
-    kinds = {node.op_type for node in nodes}
-    return (
-        bool(kinds & set(INTEGER)) or {"MatMul", "DequantizeLinear"} <= kinds or {"Gemm", "DequantizeLinear"} <= kinds
-    )
 
 
 def _measured(product: Product, plain: Any, alone: bytes, rows: list[Inputs], precise: bool) -> Sensitivity:

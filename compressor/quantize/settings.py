@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compressor.bench.settings import EXACT_SUMS as EXACT_SUMS
-from compressor.bench.settings import Isa as Isa
 from compressor.data.settings import Mix
+from compressor.device import EXACT_SUMS as EXACT_SUMS
+from compressor.device import Isa as Isa
 from compressor.distill.settings import Terms
 from compressor.settings import ByteSize, Integer, LimitText, Settings, Share, parse_limit
 from compressor.train.settings import Train
 
 Scheme = Literal["dynamic", "static", "mixed", "qat", "weight_only"]
-"""Ways to write a model as INT8; schemes.SCHEMES holds one function for each."""
+"""Ways to write a model as INT8; schemes.SCHEMES holds one function for each but mixed, which is made of others."""
 
 Choice = Literal["fastest", "smallest", "most_accurate"]
 """Which of several INT8 models that pass the gate is kept."""

@@ -19,16 +19,12 @@ from compressor.quantize.calibration import calibrate
 from compressor.quantize.channels import weights_of
 from compressor.quantize.embeddings import integer_embeddings
 from compressor.quantize.material import Material
-from compressor.quantize.products import clean, products
+from compressor.quantize.products import MICROSOFT, clean, quantizable
 from compressor.quantize.qdq import qdq_graph
 from compressor.quantize.ranges import LEVELS, Range
 from compressor.quantize.rounding import round_weights
 from compressor.quantize.settings import Calibrate
 from compressor.quantize.smoothing import smooth, smoothed
-
-CONTRIB = "com.microsoft"
-IN_QATTENTION = {"num_heads", "unidirectional", "do_rotary", "mask_filter_value", "scale", "past_present_share_buffer"}
-"""Attributes that QAttention has in common with Attention."""
 
 
 def static(
@@ -67,28 +63,13 @@ def traced(material: Material) -> ModelProto:
     return smooth(material.raw(), material.batches(), alpha=alpha, progress=material.progress).graph
 
 
-def quantizable(graph: ModelProto) -> list[NodeProto]:
-    """The nodes of products that have a form in INT8, in the graph's order; their weights are stored matrices."""
-    names = {each.node for each in products(graph)}
-    stored = {each.name for each in graph.graph.initializer if len(each.dims) == 2}
-    return [node for node in graph.graph.node if node.name in names and node.input[1] in stored and _is_plain(node)]
-
-
-def _is_plain(node: NodeProto) -> bool:
-    """Whether the node does nothing that its operator in INT8 cannot: other widths of query and value, factors."""
-    given = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-    if node.op_type == "Attention":
-        return set(given) <= IN_QATTENTION and not any(node.input[5:])
-    return given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0 and not given.get("transA")
-
-
 def integer_graph(
     model: ModelProto, nodes: Collection[str], ranges: Mapping[str, Range], *, reduce_range: bool
 ) -> ModelProto:
     """`model` with these products as MatMulIntegerToFloat or QAttention.
 
     Args:
-        nodes: names of MatMul, Gemm or Attention nodes with stored weights.
+        nodes: names of products of `quantizable`.
         ranges: of each tensor that they read.
         reduce_range: weights such that no sum of 16 bits saturates (rounding.py).
     """
@@ -134,12 +115,11 @@ def _integer(node: NodeProto) -> NodeProto:
     tensor, weight = node.input[0], node.input[1]
     name = node.name + "/int8"
     if node.op_type == "Attention":
-        mask, past = [*node.input[3:], "", ""][:2]
+        mask = node.input[3] if len(node.input) > 3 else ""
         inputs = [tensor + "/u8", weight + "/s8", node.input[2], tensor + "/scale", weight + "/scale", mask]
-        inputs += [tensor + "/zero", "", past]
-        made = helper.make_node("QAttention", inputs, node.output, name, domain=CONTRIB)
+        made = helper.make_node("QAttention", [*inputs, tensor + "/zero"], node.output, name, domain=MICROSOFT)
         made.attribute.extend(node.attribute)
         return made
     bias = node.input[2:3] if node.op_type == "Gemm" else []
     inputs = [tensor + "/u8", weight + "/s8", tensor + "/scale", weight + "/scale", tensor + "/zero", "", *bias]
-    return helper.make_node("MatMulIntegerToFloat", inputs, node.output, name, domain=CONTRIB)
+    return helper.make_node("MatMulIntegerToFloat", inputs, node.output, name, domain=MICROSOFT)

@@ -15,10 +15,10 @@ from compressor.errors import StageError
 from compressor.evaluate.metrics import confusion, metric_function
 from compressor.export.folder import deploy
 from compressor.export.parity import margins
-from compressor.model.manifest import Manifest, read_manifest
+from compressor.model.manifest import Manifest
 from compressor.quantize.products import scaled_by_batch
-from compressor.runtime.onnx import Logits, OnnxEngine
-from compressor.runtime.predictor import MODEL_FILE, ROWS_PER_BATCH, Predictor
+from compressor.runtime.engine import Logits, Opening
+from compressor.runtime.predictor import MODEL_FILE, open_predictor
 from compressor.stage import Outcome
 
 COMPARED_ROWS = 1000
@@ -83,6 +83,7 @@ class Trials:
         work: Path,
         precise: bool,
         accept: Callable[[Path], Outcome] | None,
+        limits: Limits | None = None,
         smoke: bool,
     ) -> None:
         """Ask the fp32 model once.
@@ -93,6 +94,7 @@ class Trials:
             work: where folders are made.
             precise: sums without saturating, as the processor that the model is for does and this one does not.
             accept: the gate; None where there is none.
+            limits: what decides where there is no gate; None refuses nothing.
             smoke: random weights: nothing is refused.
         """
         opened = open_data(data)
@@ -106,6 +108,7 @@ class Trials:
         self.work = work
         self.precise = precise
         self.accept = accept
+        self.limits = limits
         self.smoke = smoke
         self.reference = answers(source, self.texts, precise=precise)
 
@@ -127,15 +130,15 @@ class Trials:
             require_related(self.reference, found, what=what)
         return self.beside(found)
 
-    def judged(self, folder: Path, *, what: str, limits: Limits | None = None) -> Trial:
+    def judged(self, folder: Path, *, what: str) -> Trial:
         """As `seen`, with a verdict: the gate's, without one that of the limits, without either none."""
         trial = self.seen(folder, what=what)
         if self.accept is not None:
             outcome = self.accept(folder)
             return replace(trial, passed=outcome.passed, because="" if outcome.passed else outcome.because)
-        if limits is None or self.smoke:
+        if self.limits is None or self.smoke:
             return trial
-        because = limits.broken(trial)
+        because = self.limits.broken(trial)
         return replace(trial, passed=not because, because=because)
 
     def beside(self, found: Logits) -> Trial:
@@ -167,14 +170,7 @@ class Trials:
 
 def answers(folder: Path, texts: Sequence[Text], *, precise: bool) -> Logits:
     """Logits of a folder with model.onnx, as `load` gives them, with or without saturating sums."""
-    manifest = read_manifest(folder)
-    predictor = Predictor(
-        folder,
-        manifest=manifest,
-        engine=OnnxEngine(folder / MODEL_FILE, spinning=False, precise=precise),
-        rows_per_batch=1 if manifest.asked_alone else ROWS_PER_BATCH,
-    )
-    return predictor.logits(texts)
+    return open_predictor(folder, "onnxruntime", Opening(spinning=False, precise=precise)).logits(texts)
 
 
 def agreement(reference: Logits, answers: Logits) -> float:

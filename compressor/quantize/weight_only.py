@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,22 +10,20 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from compressor.errors import StageError
 from compressor.model.graph_file import open_graph
+from compressor.quantize.channels import weights_of
 from compressor.quantize.embeddings import integer_embeddings
 from compressor.quantize.material import Material
-from compressor.quantize.products import clean
+from compressor.quantize.products import MICROSOFT, attributes, clean, quantizable
 from compressor.quantize.settings import WeightOnly
 from compressor.runtime.predictor import MODEL_FILE
 
 Weight = NDArray[np.float32]
 """Shape (in, out), as MatMul multiplies it from the right."""
 
-DOMAIN = "com.microsoft"
 ACCURACY_LEVEL = 4
 """How MatMulNBits multiplies: activations go through bytes with a scale for each block of each token. In fp32 (1) the
 CPU unpacks all weights at every call: four times slower with 8 bits, for answers no closer to fp32 in what they decide.
 """
-CARRIED = ("num_heads", "scale", "mask_filter_value", "unidirectional")
-"""Attributes that Attention and MultiHeadAttention share."""
 
 
 def weight_only(material: Material, settings: WeightOnly, *, float_nodes: Collection[str] = frozenset()) -> ModelProto:
@@ -49,19 +46,22 @@ def shrink(model: ModelProto, settings: WeightOnly, *, float_nodes: Collection[s
     result = ModelProto()
     result.CopyFrom(model)
     graph = result.graph
-    weights = {each.name: each for each in graph.initializer}
+    stored = {each.name: each for each in graph.initializer}
+    chosen = quantizable(model)
+    if not chosen:
+        raise StageError("no product of the graph has weights of its own; the graph holds no fused encoder")
+    outputs = {node.output[0] for node in chosen if node.name not in float_nodes}
     made: list[NodeProto] = []
-    found = False
     for node in model.graph.node:
-        make = SHRUNK.get(node.op_type)
-        if make is None or node.input[1] not in weights:
+        if node.output[0] not in outputs:
             made.append(node)
             continue
-        found = True
-        weight = numpy_helper.to_array(weights[node.input[1]])
-        made += [node] if node.name in float_nodes else make(graph, node, weight, settings)
-    if not found:
-        raise StageError("no product of the graph has weights of its own; the graph holds no fused encoder")
+        weights = weights_of(node, {node.input[1]: numpy_helper.to_array(stored[node.input[1]])})
+        if node.op_type == "Attention":
+            made += _attention(graph, node, weights, settings)
+        else:
+            bias = "".join(node.input[2:3])
+            made.append(_product(graph, node.input[0], weights, node.output[0], settings, bias=bias))
     del graph.node[:]
     graph.node.extend(made)
     clean(graph)
@@ -82,7 +82,7 @@ def _product(
     inputs = [given, f"{out}_packed", f"{out}_scales", f"{out}_zeros" if bits == 4 else "", "", bias]
     rows, columns = weight.shape
     return helper.make_node(
-        "MatMulNBits", _trimmed(inputs), [out], name=f"{out}_product", domain=DOMAIN, K=rows, N=columns, bits=bits,
+        "MatMulNBits", _trimmed(inputs), [out], name=f"{out}_product", domain=MICROSOFT, K=rows, N=columns, bits=bits,
         block_size=block, accuracy_level=ACCURACY_LEVEL,
     )  # fmt: skip
 
@@ -99,7 +99,7 @@ def _packed(
 
     rows, columns = weight.shape
     blocks = -(-rows // block)
-    whole = np.pad(weight.astype(np.float32), ((0, blocks * block - rows), (0, 0)))
+    whole = np.ascontiguousarray(np.pad(weight, ((0, blocks * block - rows), (0, 0))))
     packed = np.zeros((columns, blocks, block * bits // 8), dtype=np.uint8)
     scales = np.zeros((columns, blocks), dtype=np.float32)
     zeros = np.zeros((columns, -(-blocks * bits // 8)), dtype=np.uint8)
@@ -108,38 +108,16 @@ def _packed(
     return packed, scales, zeros
 
 
-def _matmul(graph: GraphProto, node: NodeProto, weight: Weight, settings: WeightOnly) -> list[NodeProto]:
-    return [_product(graph, node.input[0], weight, node.output[0], settings)]
-
-
-def _gemm(graph: GraphProto, node: NodeProto, weight: Weight, settings: WeightOnly) -> list[NodeProto]:
-    """The product with its bias; a Gemm that scales, or turns its input around, is none of an encoder's."""
-    given = _attributes(node)
-    if given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0 or given.get("transA", 0):
-        raise StageError(f"product {node.name} of the graph is scaled or transposed, as no encoder's is")
-    right = weight.T if given.get("transB", 0) else weight
-    bias = node.input[2] if len(node.input) > 2 else ""
-    return [_product(graph, node.input[0], np.ascontiguousarray(right), node.output[0], settings, bias=bias)]
-
-
 def _attention(graph: GraphProto, node: NodeProto, weight: Weight, settings: WeightOnly) -> list[NodeProto]:
     """Queries, keys and values as products, and what is left of Attention: its bias, mask and softmax."""
-    given = _attributes(node)
-    names = (*node.input, "", "", "", "")
-    bias, mask, past, added = names[2:6]
-    if past:
-        raise StageError(f"{node.name} keeps past tokens, as no encoder's attention does")
-    sizes = given.get("qkv_hidden_sizes") or [weight.shape[1] // 3] * 3
-    parts = np.split(weight, np.cumsum(sizes)[:2], axis=1)
     outs = [f"{node.name}_{side}" for side in ("query", "key", "value")]
     products = [
-        _product(graph, node.input[0], np.ascontiguousarray(part), out, settings)
-        for part, out in zip(parts, outs, strict=True)
+        _product(graph, node.input[0], part, out, settings)
+        for part, out in zip(np.split(weight, 3, axis=1), outs, strict=True)
     ]
-    kept = {name: value for name, value in given.items() if name in CARRIED}
     attention = helper.make_node(
-        "MultiHeadAttention", _trimmed([*outs, bias, mask, added]), [node.output[0]], name=f"{node.name}_rest",
-        domain=DOMAIN, **kept,
+        "MultiHeadAttention", _trimmed([*outs, *node.input[2:4]]), [node.output[0]], name=f"{node.name}_rest",
+        domain=MICROSOFT, **attributes(node),
     )  # fmt: skip
     return [*products, attention]
 
@@ -148,15 +126,3 @@ def _trimmed(inputs: list[str]) -> list[str]:
     """Names of inputs without the empty ones, which stand for optional inputs, at the end."""
     last = max(place for place, name in enumerate(inputs) if name)
     return inputs[: last + 1]
-
-
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
-
-
-SHRUNK: dict[str, Callable[[GraphProto, NodeProto, Weight, WeightOnly], list[NodeProto]]] = {
-    "MatMul": _matmul,
-    "Gemm": _gemm,
-    "Attention": _attention,
-}
-"""Operator with weights to what stands in its place."""

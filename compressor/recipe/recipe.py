@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 
 from compressor.bench.settings import TARGETS, Benchmark, Target
 from compressor.data.settings import Data, Task
-from compressor.errors import Problem, RecipeError
+from compressor.errors import InputError, Problem, RecipeError
 from compressor.evaluate.settings import Budget
 from compressor.recipe.chain import default_stages, read_stages, reference_problems
 from compressor.recipe.document import Entry, Fields, Node, Scalar, plain, resolve_scalar
@@ -125,6 +125,13 @@ class Recipe:
         note = "# The recipe as it was understood, with every default.\n"
         small = "" if self.smoke_rows is None else "# Made for --smoke: tiny, and good for nothing else.\n"
         return note + small + text
+
+    def require_stages(self, redo: Sequence[str]) -> None:
+        """InputError for a name that no stage has."""
+        known = ["teacher", *(stage.id for stage in self.stages)]
+        for name in redo:
+            if name not in known:
+                raise InputError(f"--redo {name}: no such stage; {did_you_mean(name, known)}")
 
     def smoke(self) -> Recipe:
         """The same recipe at a size that runs in a minute: same depth, width 32, two steps a phase, lenient gates."""

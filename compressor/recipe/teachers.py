@@ -125,11 +125,11 @@ def _has_weights(part: TeacherPart, before: Sequence[Written], base: Path) -> bo
 
 
 def _recovery_problems(written: Written, before: Sequence[Written]) -> list[Problem]:
-    """A recovery that has no teacher, where the stage upstream has several or one that is no model."""
+    """A pruning that has no teacher, where the stage upstream has several or one that is no model, or is it itself."""
     if not isinstance(written.stage, Prune):
         return []
     try:
         written.stage.filled([each.stage for each in before if each.stage is not None])
     except InputError as error:
-        return [_at(written, "recover", str(error).removeprefix("recover "))]
+        return [_at(written, *str(error).split(" ", 1))]
     return []

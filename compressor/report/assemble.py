@@ -23,6 +23,7 @@ from compressor.report.doubts import doubts, machine_quality
 from compressor.report.latency import latency_rows, measured, placed
 from compressor.report.model import (
     Attribution,
+    BesidePytorch,
     BudgetLine,
     Figure,
     LatencyRow,
@@ -35,8 +36,16 @@ from compressor.report.model import (
     Versus,
 )
 from compressor.report.resources import resources
-from compressor.report.subjects import CONTROL, Subject, count_parameters, draw_texts, model_bytes, same_models
-from compressor.report.workloads import skipped
+from compressor.report.subjects import (
+    CONTROL,
+    PYTORCH,
+    Subject,
+    count_parameters,
+    draw_texts,
+    model_bytes,
+    same_models,
+)
+from compressor.report.workloads import opens, ratio_target, skipped
 
 EXACTLY_ONE, NOTHING = Figure(value=1.0, low=1.0, high=1.0), Figure(value=0.0, low=0.0, high=0.0)
 
@@ -104,7 +113,7 @@ def assemble(
     Raises: InputError where logits, the reference or an id of the budget are missing.
     """
     facts = _Facts(told, tuple(subjects), scored, timings, dict(targets), reference, benchmark)
-    noise = facts.ratio(reference + CONTROL, reference)
+    noise = facts.ratio(facts.base + CONTROL, facts.base)
     rows = tuple(facts.row(subject) for subject in subjects) + facts.control(noise)
     budgets = facts.budget(budget, best) if budget is not None else ()
     gained = facts.attribution()
@@ -119,6 +128,7 @@ def assemble(
         ladder=facts.ladder(),
         doubts=tuple(facts.doubts(noise)) + one_seed(gained) + tuple(told.notes),
         noise=_figure(noise),
+        pytorch=facts.beside_pytorch(best),
         pruning=tuple(dict(one) for one in told.pruning),
         curves=dict(told.curves),
         attribution=gained,
@@ -146,9 +156,12 @@ class _Facts:
         self.benchmark = benchmark
         self.timings: Mapping[str, Timing] = {} if isinstance(timings, str) else timings
         self.untimed = timings if isinstance(timings, str) else "no target of this engine was timed"
-        on_engine = [name for name in self.timings if self.targets.get(name, Target()).engine == "onnxruntime"]
-        self.first = next(iter(on_engine), None)
+        self.first = ratio_target(self.timings, self.targets)
         """The target that ratios are taken at."""
+        self.engine = opens(self.targets.get(self.first or "", Target()))
+        """That of the subjects timed there."""
+        self.base = next((one.key for one in subjects if (one.name, one.engine) == (reference, self.engine)), reference)
+        """Key of the reference there."""
         self.compared = self.timings[self.first] if self.first is not None else None
         self.metric = str(told.task["metric"])
         self.same = same_models(subjects)
@@ -165,11 +178,11 @@ class _Facts:
         return self.same.get(key, key)
 
     def slots(self, key: str) -> dict[int, tuple[int, ...]]:
-        """Samples at the first target of onnxruntime by round; empty where not timed there."""
+        """Samples at the target of ratios by round; empty where not timed there."""
         return self.compared.rounds_of(self._canonical(key)) if self.compared is not None else {}
 
     def ratio(self, subject: str, reference: str, *, confidence: float = 0.95) -> Interval | None:
-        """Time of one over the other at the first target; None where either was not timed."""
+        """Time of one over the other at the target of ratios; None where either was not timed."""
         ours, theirs = self.slots(subject), self.slots(reference)
         if not ours or not theirs:
             return None
@@ -208,10 +221,10 @@ class _Facts:
     def versus(self, subject: Subject) -> Versus:
         """The subject beside the reference."""
         ours, theirs = self.answers[subject.key], self.answers[self.reference]
-        on_engine = subject.engine == "onnxruntime"
-        ratio = self.ratio(subject.key, self.reference) if on_engine else None
+        on_engine = subject.engine == self.engine
+        ratio = self.ratio(subject.key, self.base) if on_engine else None
         untimed = subject.untimed or self.untimed
-        reason = None if ratio else untimed if on_engine else "ratios are taken on onnxruntime"
+        reason = None if ratio else untimed if on_engine else f"ratios are taken at target {self.first}"
         return Versus(
             drop=self.drop(subject.key, self.reference),
             agreement=agreement(theirs.predictions, ours.predictions),
@@ -225,11 +238,11 @@ class _Facts:
         """The reference timed a second time, as a subject of its own."""
         if noise is None:
             return ()
-        again = self.row(next(one for one in self.subjects if one.key == self.reference))
+        again = self.row(next(one for one in self.subjects if one.key == self.base))
         twin = Versus(drop=NOTHING, agreement=1.0, latency_ratio=_figure(noise))
         assert self.first is not None
         assert self.compared is not None
-        row = measured(self.first, self.compared, self.reference + CONTROL)
+        row = measured(self.first, self.compared, self.base + CONTROL)
         latency = (placed(row, self.targets.get(self.first, Target()), again.precision),)
         name = self.reference + CONTROL
         return (
@@ -240,12 +253,23 @@ class _Facts:
 
     def speed(self, key: str) -> SpeedVerdict | None:
         """What the ratio to the reference says beside the noise floor, at the confidence that all looks leave."""
-        if self._canonical(key) == self._canonical(self.reference):
+        if self._canonical(key) == self._canonical(self.base):
             return "same"
         confidence = LOOKS[self.compared.looks] if self.compared is not None else LOOKS[1]
-        ratio = self.ratio(key, self.reference, confidence=confidence)
-        noise = self.ratio(self.reference + CONTROL, self.reference, confidence=confidence)
+        ratio = self.ratio(key, self.base, confidence=confidence)
+        noise = self.ratio(self.base + CONTROL, self.base, confidence=confidence)
         return None if ratio is None else speed_verdict(ratio, noise)
+
+    def beside_pytorch(self, best: str | None) -> BesidePytorch | None:
+        """The deployed model and the reference, as they are served, beside the reference in PyTorch; None untimed."""
+        beside = self.reference + PYTORCH
+        deployed = next((one for one in reversed(self.chain()) if best in (None, one.name)), None)
+        engine = _figure(self.ratio(self.base, beside))
+        ours = _figure(self.ratio(deployed.key, beside)) if deployed is not None else None
+        if engine is None or ours is None or self.first is None or self.compared is None:
+            return None
+        p50 = measured(self.first, self.compared, beside).p50_ms
+        return BesidePytorch(subject=self.reference, p50_ms=p50, engine=engine, deployed=ours)
 
     def latency(self, subject: Subject) -> tuple[LatencyRow, ...]:
         """One row for each kind of work at each target of the subject's engine; one saying why where none was timed."""

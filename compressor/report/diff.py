@@ -363,7 +363,7 @@ def _ms(value: float | None) -> str:
 
 def _drop(row: ScoreRow) -> str:
     if row.drop is not None:
-        return points(Figure(value=row.drop.value, low=row.drop.low, high=row.drop.high))
+        return points(row.drop)
     if row.one is None or row.other is None:
         return "-"
     return f"{100 * (row.one.value - row.other.value) + 0.0:.1f} (not paired)"

@@ -12,6 +12,7 @@ from compressor.bench.isolation import Timing
 from compressor.bench.machine import quality
 from compressor.bench.statistics import LOOKS, Interval, noise_floor
 from compressor.bench.warmup import MOST_SHARE
+from compressor.device import EXACT_FLAGS
 from compressor.evaluate.proportions import wilson
 
 FEW_ROWS, FEW_ROUNDS, BUSY, NOISY = 500, 10, 0.15, 0.05
@@ -37,8 +38,7 @@ def doubts(
     found += _of_machine(machine)
     if machine.get("virtual"):
         found.append("This is a virtual machine: other guests may slow it without being seen.")
-    int8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
-    if not int8 & set(machine.get("flags") or ()):
+    if EXACT_FLAGS.isdisjoint(machine.get("flags") or ()):
         found.append("This processor has no INT8 dot products (VNNI): INT8 models gain more on one that has.")
     return found
 

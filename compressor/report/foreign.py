@@ -9,10 +9,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from compressor.errors import CompressorError, InputError
-from compressor.model.graph_file import MODEL_FILE, open_graph, require_classifier
+from compressor.model.graph_file import MODEL_FILE, open_graph, precision_of, require_classifier
 from compressor.model.manifest import MANIFEST_NAME, Manifest, Precision, read_manifest
 from compressor.sources.models import looks_local, resolve_model
 from compressor.sources.settings import ModelSource
@@ -20,11 +19,6 @@ from compressor.stage import Progress, silent
 
 ONNX_PLACES = ("*.onnx", "onnx/*.onnx")
 """Where optimum and others put the graph, beside or below config.json."""
-INTEGER_OPERATORS = {
-    *("MatMulInteger", "QAttention", "QLinearMatMul", "QGemm", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"),
-    *("QuantizeLinear", "DequantizeLinear", "QEmbedLayerNormalization"),
-}
-"""Operators of ONNX that only a quantized model has."""
 WEIGHTS = ("*.safetensors", "*.onnx")
 
 
@@ -38,7 +32,7 @@ class Opened:
     """Holds model.onnx or safetensors, config.json, a tokenizer and, unless it was ours already, our manifest."""
     manifest: Manifest
     precision: str
-    """Of the weights: fp32, fp16 or int8."""
+    """Of the weights: fp32, fp16, bf16 or int8."""
     copied: bool = False
     """Whether the folder is a copy of ours; any other is never written to."""
 
@@ -198,14 +192,6 @@ def _check_graph(file: Path, given: str) -> Precision:
     feeds = [one.name for one in graph.input if one.name not in known]
     require_classifier(feeds, [one.name for one in graph.output], where=given)
     return precision_of(graph)
-
-
-def precision_of(graph: Any) -> Precision:
-    """int8 where a graph has integer operators, fp16 where its weights are halves, else fp32."""
-    if INTEGER_OPERATORS & {node.op_type for node in graph.node}:
-        return "int8"
-    halves = sum(one.data_type == 10 for one in graph.initializer)  # TensorProto.FLOAT16
-    return "fp16" if halves > len(graph.initializer) / 2 else "fp32"
 
 
 def names_of(given: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from compressor.bench.settings import CASTING, Benchmark, Target
 from compressor.bench.statistics import median_interval, needs_samples, percentile, percentile_interval
 from compressor.device import usable_threads
 from compressor.report.model import LatencyRow, Scenario
-from compressor.report.workloads import opens, runs, skipped, too_long, works_asked
+from compressor.report.workloads import opens, runs, skipped, too_large, works_asked
 from compressor.runtime.choose import why_not
 
 
@@ -26,6 +26,7 @@ def latency_rows(
     engine: str = "onnxruntime",
     untimed: str = "no target of this engine was timed",
     precision: str | None = None,
+    unchosen: Mapping[str, str] | None = None,
 ) -> tuple[LatencyRow, ...]:
     """Every row of one subject, the one that ratios are taken from first; never empty.
 
@@ -38,6 +39,7 @@ def latency_rows(
         engine: of the subject; a target of another one has no row.
         untimed: why there is no figure where a subject was not timed at all.
         precision: of the model's file; None where it is not known.
+        unchosen: target to why no engine could be chosen there; None where all have theirs.
     """
     names = list(timings) or list(targets)[:1] if benchmark is None else benchmark.targets
     rows: list[LatencyRow] = []
@@ -47,7 +49,12 @@ def latency_rows(
             rows += _timed_rows(name, timing, key)
             rows += _refused(name, timing, key, folder, benchmark or Benchmark(), target)
         elif opens(target) == engine:
-            reason = skipped(target) or (None if runs(folder, target) else why_not(folder, target)) or untimed
+            reason = (
+                (unchosen or {}).get(name)
+                or skipped(target)
+                or (None if runs(folder, target) else why_not(folder, target))
+                or untimed
+            )
             rows.append(_unmeasured(name, target.threads or usable_threads(), reason))
     if not rows:
         name, target = next(iter(targets.items()))
@@ -81,7 +88,7 @@ def _refused(
 ) -> Iterable[LatencyRow]:
     """What was asked for and could not be timed."""
     for work in works_asked(benchmark, target):
-        reason = too_long(folder, work)
+        reason = too_large(folder, work, target)
         if reason is not None:
             yield _unmeasured(name, timing.threads, reason, work=work)
     if target.device != "cpu":

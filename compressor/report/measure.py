@@ -29,8 +29,7 @@ from compressor.report.disagreements import disagreements, write_disagreements
 from compressor.report.engines import told_choices, torch_subjects, with_engines
 from compressor.report.model import Report
 from compressor.report.subjects import Subject, score_subjects, time_subjects
-from compressor.runtime.choose import EngineChoice
-from compressor.stage import Progress, settings_of, silent
+from compressor.stage import Progress, made_folder, settings_of, silent
 
 
 def measure(
@@ -76,7 +75,7 @@ def measure(
         out: folder for the report's files; None writes none.
     Raises: InputError for folders, rows or a budget that cannot be used, StageError where a timed process fails.
     """
-    named = _named(folders)
+    named, out = _named(folders), None if out is None else made_folder(out)
     if looks not in LOOKS:
         raise InputError(f"looks must be 1 to {max(LOOKS)} lots of rounds (got {looks})")
     limits = None if budget is None else settings_of(Budget, budget, "budget")
@@ -85,17 +84,17 @@ def measure(
     _check_baselines(baselines, rows)
     places = _targets(targets, threads)
     settings = _timed_as(benchmark, rounds).model_copy(update={"targets": list(places)})
-    choices: Mapping[str, EngineChoice] = {}
     timings: dict[str, Timing] | str = "timing was switched off"
     machine = fingerprint()
     with tempfile.TemporaryDirectory(prefix="compressor-measure-") as work:
         subjects = [_subject(one, folder, Path(work), rows, progress) for one, folder in named.items()]
-        if any(target.engine == "torch" for target in places.values()):
-            subjects += torch_subjects(named)
+        asked = list(places) if timing else []
+        engines = with_engines(places, asked, subjects[-1].folder, texts, seed=seed, progress=progress)
+        places = engines.targets
+        subjects += torch_subjects(named, places.values())
         scored = score_subjects(subjects, texts, threads=threads, progress=progress)
         first, last = scored[0].name, scored[len(named) - 1]
         if timing:
-            places, choices = with_engines(places, list(places), last.folder, texts, seed=seed, progress=progress)
             timings = time_subjects(
                 scored,
                 texts,
@@ -112,7 +111,8 @@ def measure(
                 task=rows.task.model_dump(mode="json"),
                 data=row_counts(rows),
                 machine=machine,
-                decisions=tuple(told_choices(choices, last.name)),
+                decisions=tuple(told_choices(engines.choices, last.name)),
+                unchosen=engines.unchosen,
             ),
             scored,
             Scored(references, rows.labels, on_test, texts),
@@ -286,4 +286,5 @@ def _subject(name: str, folder: Path, work: Path, rows: DataSets, progress: Prog
         from compressor.export.exporter import Exporter
 
         place = Path(Exporter(folder, data=rows, progress=progress).export(work / str(len(list(work.iterdir())))))
-    return Subject(name=name, folder=place, precision=manifest.precision, path=str(folder))
+    torch_folder = folder if any(folder.glob("*.safetensors")) else None
+    return Subject(name, place, precision=manifest.precision, path=str(folder), torch_folder=torch_folder)

@@ -36,6 +36,19 @@ class Versus(Part):
     """What latency_ratio says beside the noise floor; None where not timed."""
 
 
+class BesidePytorch(Part):
+    """Times beside the reference in PyTorch fp32, of the same rounds: what another engine, and all of it, brought."""
+
+    subject: str
+    """Name of the reference."""
+    p50_ms: float | None
+    """Of the reference in PyTorch; None where the samples are too few."""
+    engine: Figure
+    """Time of the reference in the engine of the other figures over that in PyTorch."""
+    deployed: Figure
+    """Time of the deployed model over that of the reference in PyTorch."""
+
+
 Scenario = Literal["single stream", "one core", "offline", "arrivals"]
 
 
@@ -251,6 +264,8 @@ class Report(Part):
     name: str = "report"
     best: str | None = None
     """Name of the subject that was deployed; the last of the ladder where it is not said."""
+    pytorch: BesidePytorch | None = None
+    """None where the reference was not timed in PyTorch."""
     noise: Figure | None = None
     """Ratio of the teacher to itself, timed as two subjects: gains within it are noise."""
     pruning: tuple[dict[str, Any], ...] = ()

@@ -17,7 +17,7 @@ from compressor.evaluate.paired import Flips, Score, agreement, drop, flips, mcn
 from compressor.evaluate.proportions import wilson
 from compressor.evaluate.settings import Budget
 from compressor.report.markdown import escaped, fenced, table
-from compressor.report.table import WIDTH
+from compressor.report.table import WIDTH, percent, points
 
 TEACHER = "teacher"
 HEADS = ("", "rows", "teacher %", "final %", "drop (pp)", "agreement %")
@@ -126,7 +126,7 @@ class OutOfFold:
 
     def _table(self) -> list[tuple[str, ...]]:
         """All rows, then each fold, in the order of HEADS."""
-        every = (_points(one) for one in (self.teacher, self.final, self.drop, self.agreement))
+        every = (points(one) for one in (self.teacher, self.final, self.drop, self.agreement))
         return [
             ("all folds", f"{self.rows:,}", *every),
             *(_fold_cells(number, one) for number, one in enumerate(self.folds, 1)),
@@ -222,13 +222,4 @@ def _title(found: OutOfFold) -> str:
 
 def _fold_cells(number: int, one: FoldRow) -> tuple[str, ...]:
     shares = (one.teacher, one.final, one.teacher - one.final, one.agreement)
-    return (f"fold {number}", f"{one.rows:,}", *(_tidy(share) for share in shares))
-
-
-def _points(figure: Interval | Score) -> str:
-    return f"{_tidy(figure.value)} [{_tidy(figure.low)}, {_tidy(figure.high)}]"
-
-
-def _tidy(share: float) -> str:
-    """A fraction in percent, without a zero below nothing."""
-    return f"{100 * share + 0.0:.1f}".replace("-0.0", "0.0")
+    return (f"fold {number}", f"{one.rows:,}", *(percent(share) for share in shares))

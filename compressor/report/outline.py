@@ -8,7 +8,17 @@ from typing import Any
 from compressor.report import detail, int8_sections
 from compressor.report.model import BudgetLine, Figure, LatencyRow, Report, SubjectRow
 from compressor.report.section import Cell, Section, number, said, spread
-from compressor.report.table import HEADS, cells, chain, deployed, megabytes, noise_sentence, ratio, simpler
+from compressor.report.table import (
+    HEADS,
+    cells,
+    chain,
+    deployed,
+    megabytes,
+    noise_sentence,
+    pytorch_sentence,
+    ratio,
+    simpler,
+)
 
 VERDICT_WORDS = {
     "pass": "pass: every budget is met",
@@ -94,6 +104,8 @@ def models(report: Report) -> Section:
     note = "Brackets hold 95 % intervals; a drop above 0 is worse, a time below 1 faster. " + _timed(report)
     if report.noise:
         note += f" {noise_sentence(report)}"
+    if report.pytorch:
+        note += f" {pytorch_sentence(report)}"
     lead = f"Score is {report.task.get('metric', 'the metric')}."
     return Section("models", "Models", HEADS, tuple(map(_model, report.subjects)), lead=lead, note=note)
 
@@ -218,10 +230,26 @@ def decisions(report: Report) -> Section:
 
 def pruned(one: Mapping[str, Any], place: int) -> Section:
     """Heads and neurons left of each layer of a prune stage."""
-    heads = ("layer", "heads kept", "neurons kept", "whole layer")
-    rows = tuple(_layer(layer) for layer in one.get("layers") or ())
+    layers = one.get("layers") or ()
+    scored = bool(layers) and all(layer.get("head_scores") is not None for layer in layers)
+    heads = ("layer", "heads kept", "neurons kept", "whole layer", *(("heads' scores", "layer's score") * scored))
+    most = max((score for layer in layers for score in layer.get("head_scores") or ()), default=0.0)
+    whole = max((layer.get("score") or 0.0 for layer in layers), default=0.0)
+    rows = tuple((*_layer(layer), *(_scores(layer, most, whole) if scored else ())) for layer in layers)
     stage, because = str(one.get("stage", "")), str(one.get("because") or "")
-    return Section(f"pruned-{place}", f"Pruned: {stage}", heads, rows, lead=because)
+    note = "Scores are those before the first cut; the darker a square, the more that head matters." if scored else ""
+    return Section(f"pruned-{place}", f"Pruned: {stage}", heads, rows, lead=because, note=note)
+
+
+def _scores(layer: Mapping[str, Any], most: float, whole: float) -> tuple[Cell, ...]:
+    """Of one layer, each head's score and its own, drawn as shares of the greatest of all layers."""
+    scores, own = layer.get("head_scores") or (), float(layer.get("score") or 0.0)
+    shades = tuple(score / most if most else 0.0 for score in scores)
+    text = f"{min(scores):.2g} to {max(scores):.2g}" if scores else "-"
+    return (
+        Cell(text, max(scores) if scores else None, shades=shades),
+        Cell(f"{own:.3g}", own, share=own / whole if whole else None),
+    )
 
 
 def _layer(layer: Mapping[str, Any]) -> tuple[Cell, ...]:

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from compressor.bench.settings import EXACT_SUMS
 from compressor.data.rows import DataSets, Text
-from compressor.device import cpu_isa, has_vnni
+from compressor.device import EXACT_SUMS, cpu_isa, has_vnni
 from compressor.evaluate.metrics import score
 from compressor.evaluate.paired import agreement, drop, score_interval
-from compressor.model.graph_file import MODEL_FILE, model_file
 from compressor.model.manifest import Manifest, read_manifest
 from compressor.report.compare import scored_rows
 from compressor.report.model import Figure, MetricFigure, Report, Saturation
 from compressor.report.subjects import Subject
 from compressor.report.table import deployed, points
+from compressor.runtime.engine import Opening
+from compressor.runtime.predictor import open_predictor
 from compressor.stage import Progress, silent
 
 MOST_ROWS = 1000
@@ -82,7 +82,7 @@ def measured(
     served_exactly = manifest.isa in EXACT_SUMS
     known = np.asarray(subject.logits)[places]
     progress("INT8 sums", 0, count)
-    other = asked(subject.folder, manifest, [texts[place] for place in places], not served_exactly, threads)
+    other = asked(subject.folder, [texts[place] for place in places], precise=not served_exactly, threads=threads)
     progress("INT8 sums", count, count)
     exact, saturating = (known, other) if served_exactly else (other, known)
     labelled = [number for number, place in enumerate(places) if references[place] is not None]
@@ -102,15 +102,10 @@ def measured(
     )
 
 
-def asked(folder: Path, manifest: Manifest, texts: list[Text], precise: bool, threads: int | None) -> np.ndarray:
+def asked(folder: Path, texts: list[Text], *, precise: bool, threads: int | None) -> np.ndarray:
     """Logits of a folder's model.onnx, shape (rows, classes), with exact sums (`precise`) or this processor's own."""
-    from compressor.runtime.onnx import OnnxEngine
-    from compressor.runtime.predictor import ROWS_PER_BATCH, Predictor
-
-    file = model_file(folder) or folder / MODEL_FILE
-    engine = OnnxEngine(file, threads=threads, spinning=False, precise=precise)
-    rows = 1 if manifest.asked_alone else ROWS_PER_BATCH
-    return Predictor(folder, manifest=manifest, engine=engine, rows_per_batch=rows).logits(texts)
+    opening = Opening(threads=threads, spinning=False, precise=precise)
+    return open_predictor(folder, "onnxruntime", opening).logits(texts)
 
 
 def _figure(metric: str, predictions: np.ndarray, ids: np.ndarray, labels: Sequence[str]) -> MetricFigure:

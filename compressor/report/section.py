@@ -22,6 +22,8 @@ class Cell:
     """How the page colours it: pass, fail, undecided or dim; nothing for plain text."""
     kept: tuple[bool, ...] = ()
     """Drawn beside it on the page: a square for each part, filled where the part was kept."""
+    shades: tuple[float, ...] = ()
+    """Drawn beside it on the page: a square for each part, 0 to 1, the darker the more."""
     share: float | None = None
     """Drawn beside it on the page: a bar, 0 to 1."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,13 +18,15 @@ from compressor.data.rows import Text
 from compressor.errors import CompressorError, InputError
 from compressor.model.graph_file import MODEL_FILE, model_file, open_graph
 from compressor.model.manifest import read_manifest
-from compressor.report.workloads import Desk, check_targets, opens, runs, skipped
+from compressor.report.workloads import Desk, check_targets, opens, ratio_target, runs, skipped
 from compressor.stage import Progress, silent
 
 ROWS_TIMED = 64
 """Rows of the data that are timed, drawn with a fixed seed."""
 CONTROL = "/aa"
 """Ending of the name under which the reference is timed a second time."""
+PYTORCH = "/pytorch"
+"""Ending of the name under which the reference is timed in PyTorch beside the others."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Subject:
     """On the scored rows, shape (rows, classes); None until scored."""
     untimed: str | None = None
     """Why it is not timed; None where it is."""
+    torch_folder: Path | None = None
+    """The safetensors that an ONNX file was exported from; None where they are not here."""
 
     @property
     def key(self) -> str:
@@ -154,9 +158,10 @@ def time_subjects(
     """Raw timings by target: every subject on the target's engine, and the reference twice where ratios are taken.
 
     Each runs in a fresh pinned process while this one waits. Subjects that share a file are timed once, those that say
-    why they are not timed never; a target that this machine lacks (workloads.skipped) is left out. Ratios are taken,
-    and scenarios run, at the first target of onnxruntime, else at the first. There, `looks` (1 to 3) lots of rounds are
-    timed at most, the further ones while a subject is neither faster, slower nor the same.
+    why they are not timed never; a target that this machine lacks (workloads.skipped), and one of engine `fastest` that
+    was given none (engines.with_engines), is left out. Ratios are taken, and scenarios run, at
+    workloads.ratio_target. There, `looks` (1 to 3) lots of rounds are timed at most, the further ones while a subject
+    is neither faster, slower nor the same; and the reference in PyTorch, too, on a CPU whose engine is another.
     Raises StageError when a process fails, InputError for a target that is not in `targets`.
     """
     benchmark = benchmark or Benchmark()
@@ -167,8 +172,9 @@ def time_subjects(
     with tempfile.TemporaryDirectory(prefix="compressor-rows-") as folder:
         drawn = draw_texts(texts, seed=seed)
         rows = write_rows(Path(folder) / "rows.jsonl", drawn)
-        here = [name for name in benchmark.targets if skipped(targets[name]) is None]
-        first = next((name for name in here if targets[name].engine == "onnxruntime"), next(iter(here), None))
+        known = [name for name in benchmark.targets if targets[name].engine != "fastest"]
+        here = [name for name in known if skipped(targets[name]) is None]
+        first = ratio_target(here, targets)
         for name in here:
             target = targets[name]
             timed = [one for one in subjects if one.untimed is None and one.key not in same]
@@ -176,8 +182,20 @@ def time_subjects(
             if not named:
                 continue
             again = {key + CONTROL: one for key, one in named.items() if one.name == reference and name == first}
-            desk = Desk(
-                named | again, next(iter(again), None), rows, len(drawn), target, benchmark, seed, progress, looks
-            )
+            beside = _in_pytorch(again.values(), target) if benchmark.pytorch else {}
+            twin, pytorch = next(iter(again), None), next(iter(beside), None)
+            every = named | again | beside
+            desk = Desk(every, twin, rows, len(drawn), target, benchmark, seed, progress, looks, pytorch)
             found[name] = desk.time(scenarios=name == first)
     return found
+
+
+def _in_pytorch(references: Iterable[Subject], target: Target) -> dict[str, Subject]:
+    """The reference as a process of engine torch, where its weights are here and a CPU runs it in another engine."""
+    if target.device != "cpu" or opens(target) == "torch":
+        return {}
+    return {
+        one.name + PYTORCH: replace(one, engine="torch", folder=one.torch_folder)
+        for one in references
+        if one.torch_folder is not None
+    }

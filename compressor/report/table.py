@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Protocol
 
 from compressor.report.model import Figure, Report, SubjectRow
 from compressor.report.simpler import verdict_note
@@ -12,7 +13,18 @@ WIDTH = 100
 HEADS = ("model", "prec.", "MB", "score %", "drop (pp)", "p50 ms", "time vs teacher", "speed")
 
 
-def points(figure: Figure | None) -> str:
+class Spread(Protocol):
+    """A value with the ends of its interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def points(figure: Spread | None) -> str:
     """A fraction with its interval, in percent or percentage points; a dash for None.
 
     >>> points(Figure(value=0.008, low=-0.002, high=0.018))
@@ -20,7 +32,7 @@ def points(figure: Figure | None) -> str:
     """
     if figure is None:
         return "-"
-    return f"{_tidy(100 * figure.value)} [{_tidy(100 * figure.low)}, {_tidy(100 * figure.high)}]"
+    return f"{percent(figure.value)} [{percent(figure.low)}, {percent(figure.high)}]"
 
 
 def ratio(figure: Figure | None) -> str:
@@ -32,8 +44,13 @@ def ratio(figure: Figure | None) -> str:
     return "-" if figure is None else f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
-def _tidy(value: float) -> str:
-    return f"{value + 0.0:.1f}".replace("-0.0", "0.0")
+def percent(share: float) -> str:
+    """A fraction in percent, without a zero below nothing.
+
+    >>> percent(0.1234), percent(-0.0001)
+    ('12.3', '0.0')
+    """
+    return f"{100 * share:.1f}".replace("-0.0", "0.0")
 
 
 def plain(value: object) -> str:
@@ -99,6 +116,17 @@ def noise_sentence(report: Report) -> str:
     return f"The teacher timed against itself: {ratio(report.noise)}; what lies within that is noise."
 
 
+def pytorch_sentence(report: Report) -> str:
+    """The times beside PyTorch, another engine, in words; empty where they were not measured."""
+    found = report.pytorch
+    if found is None:
+        return ""
+    return (
+        f"Beside {found.subject} in PyTorch fp32, another engine, in the same rounds: the deployed model takes "
+        f"{ratio(found.deployed)} of its time, {found.subject} itself {ratio(found.engine)}."
+    )
+
+
 def simpler(report: Report) -> str:
     """What of the baselines would do in place of the deployed model; empty where none would."""
     return verdict_note(report.baselines) or ""
@@ -143,9 +171,11 @@ def text(report: Report) -> str:
 
 
 def _sentences(report: Report) -> list[str]:
-    """What distillation brought, what baselines reach, and a machine that is not good for timing."""
+    """What distillation brought, what baselines reach, times beside PyTorch, and a machine not good for timing."""
     found = [one.sentence for one in report.attribution]
     found += [one.sentence for one in report.baselines if one.sentence]
+    if report.pytorch is not None:
+        found.append(pytorch_sentence(report))
     grade = report.quality.get("grade")
     if grade not in (None, "good"):
         found.append(f"machine for timing: {grade}; {'; '.join(map(str, report.quality.get('because', ())))}")

@@ -223,7 +223,16 @@ def _timed(
     at = _timed_at(report, stage)
     threads = threads if threads is not None or at is None else at[1]
     seed = int(report.reproduce.get("seed", 17))
-    again = measure(folders, data=rows, rounds=rounds, threads=threads, seed=seed, changed=False, progress=progress)
+    again = measure(
+        folders,
+        data=rows,
+        rounds=rounds,
+        benchmark={"pytorch": False},
+        threads=threads,
+        seed=seed,
+        changed=False,
+        progress=progress,
+    )
     versus = again.subject("final").versus_teacher
     now = versus.latency_ratio if versus is not None else None
     if now is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
@@ -14,8 +14,9 @@ from compressor.bench.scenarios import Answered, arrivals, offline
 from compressor.bench.settings import Benchmark, Target
 from compressor.bench.statistics import LOOKS, p50_by_round, ratio_interval, speed_verdict
 from compressor.device import usable_threads
-from compressor.errors import InputError, StageError
+from compressor.errors import CompressorError, InputError, StageError
 from compressor.model.manifest import read_manifest
+from compressor.runtime.engine import TENSORRT_ROWS
 from compressor.stage import Progress
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Desk:
     progress: Progress
     looks: int = 1
     """How often at most a whole lot of rounds is timed, while a verdict on a subject is undecided."""
+    pytorch: str | None = None
+    """Name of the process that runs the reference in PyTorch, which does the plain work alone and is not judged."""
 
     @property
     def threads(self) -> int:
@@ -52,7 +55,7 @@ class Desk:
 
         line = timed_command(
             self.subjects[name].folder,
-            engine=self.target.engine,
+            engine="torch" if self.subjects[name].engine == "torch" else self.target.engine,
             threads=threads,
             rows=self.rows_file,
             device=self.target.device,
@@ -88,7 +91,7 @@ class Desk:
         reference = next(name for name in self.names if self.subjects[name] is self.subjects[self.twin])
         medians = {
             name: p50_by_round({slot.round: slot.nanoseconds for slot in slots if slot.subject == name})
-            for name in self.subjects
+            for name in (*self.names, self.twin)
         }
         ratios = {
             name: ratio_interval(one, medians[reference], confidence=LOOKS[self.looks])
@@ -100,14 +103,14 @@ class Desk:
 
     @property
     def names(self) -> list[str]:
-        """The subjects without the twin."""
-        return [name for name in self.subjects if name != self.twin]
+        """The subjects that do all work."""
+        return [name for name in self.subjects if name not in (self.twin, self.pytorch)]
 
     def further_work(self) -> dict[Work, list[str]]:
         """Work beside the plain one, with the subjects that can do it."""
         folders = {name: self.subjects[name].folder for name in self.names}
         return {
-            work: [name for name, folder in folders.items() if too_long(folder, work) is None]
+            work: [name for name, folder in folders.items() if too_large(folder, work, self.target) is None]
             for work in works_asked(self.benchmark, self.target)
         }
 
@@ -115,7 +118,7 @@ class Desk:
         """The timing, or None and why for every subject: they are timed in turn, so that one's end is that of all."""
         try:
             timing = time_in_turn(
-                [self.command(name, 1) for name in self.subjects],
+                [self.command(name, 1) for name in self.subjects if name != self.pytorch],
                 rows=self.rows,
                 rounds=self.benchmark.rounds,
                 threads=1,
@@ -193,7 +196,18 @@ def opens(target: Target) -> str:
     return "torch" if target.engine == "torch" else "onnxruntime"
 
 
-def in_short(error: StageError) -> str:
+def ratio_target(names: Iterable[str], targets: Mapping[str, Target]) -> str | None:
+    """The target that ratios are taken at: the first of onnxruntime, else the first; None where there is none.
+
+    >>> ratio_target(["a", "b"], {"a": Target(engine="torch"), "b": Target()})
+    'b'
+    """
+    known = list(names)
+    usual = (name for name in known if targets.get(name, Target()).engine == "onnxruntime")
+    return next(usual, next(iter(known), None))
+
+
+def in_short(error: CompressorError) -> str:
     r"""What went wrong, on one line of at most 300 characters: a process may have written pages.
 
     >>> in_short(StageError("timing slim: loading took more than 120 s; it wrote:\n  nothing"))
@@ -202,8 +216,10 @@ def in_short(error: StageError) -> str:
     return shorten(str(error), 300, placeholder=" ...")
 
 
-def too_long(folder: Path, work: Work) -> str | None:
-    """Why the model in the folder cannot do the work: rows longer than it reads; None where it can."""
+def too_large(folder: Path, work: Work, target: Target) -> str | None:
+    """Why the model in the folder cannot do the work at a target: too many rows or too long ones; None where it can."""
+    if target.engine == "tensorrt" and work.batch > TENSORRT_ROWS:
+        return f"TensorRT makes kernels for {TENSORRT_ROWS} rows in one call at most"
     if not isinstance(work.length, int):
         return None
     most = read_manifest(folder).max_tokens

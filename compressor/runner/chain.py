@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compressor.bench.settings import Target
 from compressor.data.rows import DataSets
 from compressor.errors import InputError
 from compressor.model.digest import model_digest
@@ -17,6 +18,7 @@ from compressor.runner.directory import RunDirectory
 from compressor.runner.keys import digest, key_parts
 from compressor.sources.digest import file_digest
 from compressor.stage import Gate, ScoreLimit, Stage
+from compressor.stages.prune import Prune
 from compressor.stages.quantize import Quantize
 from compressor.stages.teacher import Teacher
 
@@ -32,14 +34,22 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     made: list[Stage] = [Teacher(id=TEACHER, model=wanted.model, finetune=wanted.finetune, gate=gate)]
     for stage in recipe.stages:
         filled = stage.filled(made)
+        if isinstance(filled, Prune):
+            filled = filled.for_target(_first_cpu(recipe))
         made.append(filled.for_target(*_runs_on(recipe)) if isinstance(filled, Quantize) else filled)
     return tuple(made)
+
+
+def _first_cpu(recipe: Recipe) -> Target | None:
+    """The benchmark's first target with device cpu."""
+    named = [recipe.targets[name] for name in recipe.benchmark.targets]
+    return next((target for target in named if target.device == "cpu"), None)
 
 
 def _runs_on(recipe: Recipe) -> tuple[Isa | None, RunsOn]:
     """The processor's instructions and what will run the model, from the benchmark's targets: a CPU where one is."""
     named = [recipe.targets[name] for name in recipe.benchmark.targets]
-    cpu = next((target for target in named if target.device == "cpu"), None)
+    cpu = _first_cpu(recipe)
     if cpu is not None:
         return cpu.isa, "cpu"
     return None, "tensorrt" if any(target.engine == "tensorrt" for target in named) else "cuda"

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from compressor.bench.machine import FLAGS
 from compressor.device import cpu_flags, cpu_name, has_vnni, native_bf16, training_device, usable_threads
 from compressor.sources.cache import cache_folder
 
 DISTRIBUTION = "bert-compressor"
 LEAST_PYTHON = (3, 11)
-SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16", "asimddp")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _version(name: str) -> str | None:
 
 
 def _processor() -> list[Finding]:
-    flags = [flag for flag in SPEED_FLAGS if flag in cpu_flags()]
+    flags = [flag for flag in FLAGS if flag in cpu_flags()]
     speaks = ", ".join(flags) or "none of the instruction sets that matter are known"
     found = [Finding("ok", "processor", f"{cpu_name()} ({speaks})")]
     if not has_vnni():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from compressor.stage import Progress
 
 if TYPE_CHECKING:
     from compressor.report.assemble import Told
+    from compressor.report.engines import Engines
     from compressor.report.model import Quantization, Report
     from compressor.report.subjects import Subject
 
@@ -135,7 +136,7 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
     from compressor.bench.machine import fingerprint
     from compressor.report.assemble import Scored, assemble
     from compressor.report.depth import in_depth
-    from compressor.report.engines import told_choices, torch_subjects, with_engines
+    from compressor.report.engines import torch_subjects, with_engines
     from compressor.report.measure import worst_apart
     from compressor.report.subjects import score_subjects, time_subjects
 
@@ -146,16 +147,16 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
     kept = [stage_id for stage_id in ids if stage_id not in chain.origin]
     subjects = [_subject(chain, stage_id, part, progress) for stage_id in ids]
     subjects += _controls(chain, kept, part, progress)
-    if any(recipe.targets[name].engine == "torch" for name in recipe.benchmark.targets):
-        homes = {stage_id: chain.folder(stage_id) / "model" for stage_id in ids}
-        subjects += torch_subjects(homes, base=chain.directory.root)
-        subjects = list(score_subjects(subjects, rows.texts, threads=chain.threads, progress=progress))
+    deployed = next(one.folder for one in subjects if one.name == best)
+    names = recipe.benchmark.targets
+    asked = [] if chain.smoke else names
+    engines = with_engines(recipe.targets, asked, deployed, rows.texts, seed=recipe.seed, progress=progress)
+    targets = engines.targets
+    homes = {stage_id: chain.folder(stage_id) / "model" for stage_id in ids}
+    subjects += torch_subjects(homes, [targets[name] for name in names], base=chain.directory.root)
+    subjects = list(score_subjects(subjects, rows.texts, threads=chain.threads, progress=progress))
     timings: Mapping[str, Any] | str = "a smoke run claims no time"
-    targets, choices = dict(recipe.targets), dict[str, Any]()
     if not chain.smoke:
-        folder = next(one.folder for one in subjects if (one.name, one.engine) == (best, "onnxruntime"))
-        asked = recipe.benchmark.targets
-        targets, choices = with_engines(targets, asked, folder, rows.texts, seed=recipe.seed, progress=progress)
         timings = time_subjects(
             subjects,
             rows.texts,
@@ -164,7 +165,7 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
             seed=recipe.seed,
             progress=progress,
         )
-    told = _told(chain, kept, machine, truncated, told_choices(choices, best))
+    told = _told(chain, kept, machine, truncated, engines, best)
     held = recipe.budget if recipe.budget.scores or recipe.budget.latency or recipe.budget.size else None
     report = assemble(
         told,
@@ -190,7 +191,7 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
     report = with_baselines(report, chain, subjects, best, budget=held, progress=progress)
     again = {"command": f"compress {chain.directory.root / 'recipe.resolved.yaml'}", "seed": recipe.seed}
     report = report.model_copy(update={"reproduce": {**again, "versions": library_versions()}})
-    engine = next((one.engine for name, one in choices.items() if targets[name].device == "cpu"), None)
+    engine = next((one.engine for name, one in engines.choices.items() if targets[name].device == "cpu"), None)
     return Made(report, timings, tuple(subjects), worst_apart(subjects, "teacher", best, data), engine)
 
 
@@ -199,13 +200,15 @@ def _told(
     kept: list[str],
     machine: Mapping[str, Any],
     truncated: Mapping[str, int],
-    engines: Sequence[Mapping[str, Any]],
+    engines: Engines,
+    best: str,
 ) -> Told:
-    """What the run says of itself beside scores and times; `kept` are the stages of its own, `engines` their choice."""
+    """What the run says of itself beside scores and times; `kept` are the stages of its own, `best` was asked of."""
     from compressor.report.assemble import Told
+    from compressor.report.engines import told_choices
     from compressor.report.measure import row_counts
 
-    recipe, data = chain.recipe, chain.data
+    recipe, data, told = chain.recipe, chain.data, told_choices(engines.choices, best)
     return Told(
         name=recipe.name,
         task=recipe.task.model_dump(mode="json"),
@@ -215,7 +218,8 @@ def _told(
         pruning=tuple(found for stage_id in kept if (found := _pruning(chain, stage_id)) is not None),
         curves=_curves(chain, kept),
         quantization=tuple(one for stage_id in kept if (one := _quantization(chain, stage_id)) is not None),
-        decisions=(*(line for one in kept for line in distilling(chain.directory.stage(one))), *engines),
+        decisions=(*(line for one in kept for line in distilling(chain.directory.stage(one))), *told),
+        unchosen=engines.unchosen,
     )
 
 
@@ -261,6 +265,7 @@ def _scored(chain: Chain, name: str, home: Path, part: str, progress: Progress) 
         path=str(folder.relative_to(chain.directory.root)),
         parameters=count_parameters(trained) if trained else None,
         logits=logits,
+        torch_folder=home / "model" if torch_weights else None,
     )
 
 
@@ -280,6 +285,7 @@ def _pruning(chain: Chain, stage_id: str) -> dict[str, Any] | None:
         return None
     left = {layer["layer"]: layer for layer in last["chosen"]["layers"]}
     verdicts = {line["chosen"]["layer"]: line for line in lines if line["kind"] == "layer"}
+    scores = {one["layer"]: one for one in next(line for line in lines if line["kind"] == "cut")["candidates"]}
     layers = []
     for number, before in enumerate(last["chosen"]["before"]):
         kept = left.get(number, {"heads": [], "ffn": 0})
@@ -290,6 +296,8 @@ def _pruning(chain: Chain, stage_id: str) -> dict[str, Any] | None:
                 "heads": len(kept["heads"]),
                 "kept_heads": kept["heads"],
                 "heads_before": before["heads"],
+                "head_scores": scores[number]["heads"],
+                "score": scores[number]["score"],
                 "ffn": kept["ffn"],
                 "ffn_before": before["ffn"],
                 "removed": number not in left,

@@ -124,7 +124,14 @@ def _untimed(recipe: Recipe) -> Recipe:
     least: dict[str, Any] = {"workload": None}
     if recipe.targets[name].device == "cpu":
         least["engine"] = "onnxruntime"
-    few = {"targets": [name], "rounds": ROUNDS, "grid": None, "scenarios": ["single stream"], "p99_ms": None}
+    few = {
+        "targets": [name],
+        "rounds": ROUNDS,
+        "pytorch": False,
+        "grid": None,
+        "scenarios": ["single stream"],
+        "p99_ms": None,
+    }
     return replace(
         recipe,
         benchmark=asked.model_copy(update={**few, "end_to_end": False, "price": None, "baselines": []}),

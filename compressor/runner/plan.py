@@ -9,7 +9,6 @@ from typing import Literal
 
 from compressor.data.rows import DataSets
 from compressor.device import training_device, usable_threads
-from compressor.prune.settings import Until
 from compressor.recipe.recipe import Recipe
 from compressor.runner.chain import Chain, stages_of, with_previous
 from compressor.runner.directory import RunDirectory
@@ -108,8 +107,7 @@ def _details(stage: Stage, before: str | None, known: Known, prepared: Prepared,
 
 
 def _prune_details(stage: Prune, before: str | None, known: Known, data: DataSets) -> tuple[str, ...]:
-    name, kept = stage.until.target if isinstance(stage.until, Until) else ("", "")
     source = stage.from_ or before
-    line = f"{kept} of the {name} of {source}; layers' shapes known after {stage.id}"
+    line = f"{stage.target_of(source or 'teacher')}; layers' shapes known after {stage.id}"
     recover = stage.recover.train if stage.recover else None
     return (line, *([training_time(recover, known.output.get(source or ""), data)] if recover else []))

@@ -112,7 +112,7 @@ class _Making:
         """Make or skip every stage; where a gate ends the run, which and why."""
         chain = self.chain
         stages = stages_of(chain.recipe)
-        _refuse_unknown(redo, stages)
+        chain.recipe.require_stages(redo)
         check_classes(chain.recipe, stages, chain.data.labels)
         check_maps(stages, known_shapes(stages, self.prepared), chain.recipe.seed)
         check_rows_and_forms(stages, self.prepared.data)
@@ -321,10 +321,3 @@ def check_classes(recipe: Recipe, stages: Sequence[Stage], labels: Sequence[str]
         of_class = name.partition("@")[2]
         if of_class and of_class not in labels:
             raise InputError(f"{where}.{name} names no class; the rows have {', '.join(labels)}")
-
-
-def _refuse_unknown(redo: Sequence[str], stages: Sequence[Stage]) -> None:
-    known = [stage.id for stage in stages]
-    for stage_id in redo:
-        if stage_id not in known:
-            raise InputError(f"--redo {stage_id}: no such stage; this recipe has {', '.join(known)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -17,7 +17,7 @@ from compressor.bench.settings import Target
 from compressor.bench.statistics import Interval, median_interval, ratio_interval
 from compressor.device import cpu_name, training_device, usable_threads
 from compressor.errors import CompressorError, InputError
-from compressor.model.manifest import Precision, record_engine
+from compressor.model.manifest import Precision, record_engine, require_recordable
 from compressor.runtime.engine import Cast, Opened, Opening
 from compressor.runtime.openvino import INSTALL
 from compressor.runtime.predictor import PLACES, Predictor, find_engine, open_predictor
@@ -28,10 +28,8 @@ from compressor.stage import Decision, Progress, silent
 if TYPE_CHECKING:
     from compressor.data.rows import Text
 
-FIRST: Opened = "onnxruntime"
-"""What is kept unless another is faster beyond doubt: it is always installed, and predict.py runs in it."""
-ROUNDS, SLOT_SECONDS = 7, 0.2
-"""Rounds, and seconds that each engine gets in a round."""
+ROUNDS, FEWEST_ROUNDS, SLOT_SECONDS = 7, 3, 0.2
+"""Rounds unless told, fewest that can be told, and seconds that each engine gets in a round."""
 ROWS = 16
 """Rows that are timed, and on which the engines must agree."""
 TOLERANCE: dict[Precision, float] = {"fp32": 2e-3, "fp16": 5e-2, "bf16": 0.2, "int8": 0.2}
@@ -81,17 +79,23 @@ def choose_engine(
         texts: rows as in use, of which 16 are timed; None makes some of 8 to 64 tokens from the vocabulary.
         opening: threads, device and precision; None takes the CPU and all its threads.
         rounds: of interleaved slots, 3 or more.
-        record: whether the engine is written into compressor.json, where `load` finds it.
+        record: whether the engine is written into compressor.json, where `load` finds it; that of device cpu alone is,
+            as `load` asks for no other.
         progress: called while it works.
-    Raises: InputError where no engine can open the folder, StageError where a timed process fails.
+    Raises: InputError where no engine can open the folder or the choice could not be recorded, StageError where a
+    timed process fails.
     """
     folder, opening = Path(folder), opening or Opening()
+    if rounds < FEWEST_ROUNDS:
+        raise InputError(f"rounds must be {FEWEST_ROUNDS} or more (got {rounds})")
+    record = record and opening.device == "cpu"
     threads = opening.threads or usable_threads()
     refused: dict[str, str] = {}
     opened = _openable(folder, opening, refused)
     if not opened:
-        reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
-        raise InputError(f"{folder} opens in no engine on device {opening.device}: {reasons}")
+        raise InputError(_nowhere(folder, opening.device, refused))
+    if record:
+        require_recordable(folder)
     rows = list(texts)[:ROWS] if texts else made_up(next(iter(opened.values())))
     agreeing = _agreeing(opened, rows, opening.precision, refused)
     opened.clear()  # their memory and threads must not disturb the timing
@@ -101,7 +105,7 @@ def choose_engine(
         timing = time_in_turn(
             commands,
             rows=len(rows),
-            rounds=max(2, rounds),
+            rounds=rounds,
             threads=threads,
             slot_seconds=SLOT_SECONDS,
             progress=lambda _what, done, total: progress("timing engines", done, total),
@@ -143,12 +147,13 @@ def not_here(target: Target) -> str | None:
 
 
 def why_not(folder: str | Path, target: Target) -> str | None:
-    """Why the model in the folder cannot run at the target; None where it can. Opens it to find out."""
-    if target.engine == "fastest":  # which is one that can
-        return None
+    """Why the model in the folder cannot run at the target; None where it can. Opens it to find out.
+
+    At one of engine `fastest` nothing runs until `at_target` has given it another.
+    """
     try:
-        opening = Opening(threads=target.threads, spinning=False, device=target.device, precision=target.precision)
-        open_predictor(Path(folder), find_engine(Path(folder), target.engine), opening)
+        opening = Opening(threads=target.threads, device=target.device, precision=target.precision)
+        _probe(Path(folder), find_engine(Path(folder), target.engine), opening)
     except CompressorError as error:
         return str(error)
     return None
@@ -161,15 +166,24 @@ def _openable(folder: Path, opening: Opening, refused: dict[str, str]) -> dict[O
         if opening.device not in PLACES[name]:
             continue
         try:
-            opened[name] = open_predictor(folder, find_engine(folder, name), _waiting(opening))
+            opened[name] = _probe(folder, find_engine(folder, name), opening)
         except CompressorError as error:
             refused[name] = str(error)
     return opened
 
 
-def _waiting(opening: Opening) -> Opening:
-    """The same with threads that do not wait busily, as several engines are open at once."""
-    return Opening(threads=opening.threads, spinning=False, device=opening.device, precision=opening.precision)
+def _probe(folder: Path, engine: Opened, opening: Opening) -> Predictor:
+    """The model, opened to be looked at: its threads do not wait busily, and torch keeps the threads of the process."""
+    threads = None if engine == "torch" else opening.threads
+    return open_predictor(folder, engine, replace(opening, threads=threads, spinning=False))
+
+
+def _nowhere(folder: Path, device: str, refused: Mapping[str, str]) -> str:
+    """Why no engine opens the folder: what they all say, or else what each does."""
+    if len(set(refused.values())) == 1:
+        return next(iter(refused.values()))
+    reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
+    return f"{folder} opens in no engine on device {device}: {reasons}"
 
 
 def _agreeing(

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from compressor.bench.settings import EXACT_SUMS
 from compressor.data.encode import Encoded, collate, open_encoder
-from compressor.device import has_vnni
+from compressor.device import EXACT_SUMS, has_vnni
 from compressor.errors import InputError
 from compressor.model.graph_file import MODEL_FILE as MODEL_FILE
 from compressor.model.graph_file import model_file
-from compressor.model.manifest import MANIFEST_NAME, Manifest, read_manifest, recorded_engine
+from compressor.model.manifest import MANIFEST_NAME, Manifest, read_manifest, record_engine, recorded_engine
 from compressor.runtime.engine import (
     TENSORRT_FILE,
     Cast,
@@ -61,8 +60,8 @@ def load(
         folder: holds model.onnx or *.safetensors, config.json and tokenizer.json.
         engine: auto takes the engine that was measured to be the fastest (where it is installed), else onnxruntime
             where there is a model.onnx, else torch. fastest measures those that can open the folder here, a few
-            seconds each, and records the fastest in compressor.json.
-        threads: inside one operator; None takes all that this process may use (torch: leaves its setting).
+            seconds each; that of device cpu is recorded in compressor.json, or warned of where it cannot be.
+        threads: inside one operator, 1 or more; None takes all that this process may use (torch: leaves its setting).
         spinning: whether onnxruntime's idle threads wait busily; False where other work runs in the process.
         device: gpu is the first NVIDIA device: onnxruntime's CUDA provider, TensorRT or torch.
         precision: in what torch or TensorRT computes an fp32 model on a gpu; onnxruntime computes as its file says.
@@ -73,7 +72,9 @@ def load(
     if engine == "fastest":
         from compressor.runtime.choose import choose_engine
 
-        engine = choose_engine(folder, opening=opening).engine
+        engine = choose_engine(folder, opening=opening, record=False).engine
+        if device == "cpu":
+            _keep(folder, engine)
     elif engine == "auto" and device == "cpu":
         engine = _recorded(folder)
     return open_predictor(folder, find_engine(folder, engine), opening)
@@ -81,14 +82,8 @@ def load(
 
 def open_predictor(folder: Path, engine: Opened, opening: Opening) -> Predictor:
     """The Predictor of one engine; InputError where that does not run at the place asked for."""
-    if opening.device not in get_args(DeviceName):
-        raise InputError(f"device must be one of {', '.join(get_args(DeviceName))} (got {opening.device!r})")
-    if opening.precision not in get_args(Cast):
-        raise InputError(f"precision must be one of {', '.join(get_args(Cast))} (got {opening.precision!r})")
     if opening.device not in PLACES[engine]:
         raise InputError(f"engine {engine} runs on device {PLACES[engine][0]} alone (got {opening.device})")
-    if opening.device == "cpu" and opening.precision != "fp32":
-        raise InputError(f"precision {opening.precision} is for device gpu; on cpu the file says it, so export it so")
     manifest = read_manifest(folder)
     alone = manifest.asked_alone and engine != "tensorrt"  # whose scales are fixed
     return Predictor(
@@ -120,6 +115,14 @@ def find_engine(folder: Path, engine: EngineName = "auto") -> Opened:
     pickled = any(folder.glob("pytorch_model*.bin"))
     reason = "only a pickle, which is never read: save it as safetensors" if pickled else "neither"
     raise InputError(f"{folder} must hold {MODEL_FILE} or *.safetensors (found {reason})")
+
+
+def _keep(folder: Path, engine: Opened) -> None:
+    """The engine, recorded for the next `load`; a warning where the folder is not one to write into."""
+    try:
+        record_engine(folder, engine)
+    except InputError as error:
+        warnings.warn(f"engine {engine} is the fastest here and will be measured again: {error}", stacklevel=3)
 
 
 def _recorded(folder: Path) -> EngineName:
@@ -213,8 +216,10 @@ def _open_onnx(folder: Path, opening: Opening) -> Engine:
         from compressor.runtime.providers import open_cuda
 
         return open_cuda(folder, opening)
-    file, isa = model_file(folder) or folder / MODEL_FILE, read_manifest(folder).isa
-    precise = isa in EXACT_SUMS and not has_vnni()  # its weights would saturate here
+    precise = opening.precise
+    if precise is None:
+        precise = read_manifest(folder).isa in EXACT_SUMS and not has_vnni()  # its weights would saturate here
+    file = model_file(folder) or folder / MODEL_FILE
     return OnnxEngine(file, threads=opening.threads, spinning=opening.spinning, precise=precise)
 
 

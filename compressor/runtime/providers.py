@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import InputError
-from compressor.model.graph_file import MODEL_FILE, model_file, open_graph
+from compressor.model.graph_file import MODEL_FILE, ROUNDED, model_file, open_graph
 from compressor.model.manifest import read_manifest
 from compressor.runtime.bound import BoundEngine
-from compressor.runtime.engine import TENSORRT_FILE, Opening
+from compressor.runtime.engine import TENSORRT_FILE, TENSORRT_ROWS, Opening
 from compressor.runtime.onnx import Providers, session
 from compressor.sources.cache import cache_folder
 
@@ -23,22 +23,6 @@ if TYPE_CHECKING:
 
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
-ROWS_AT_MOST = 32
-"""Rows in one call that TensorRT makes its kernels for."""
-INT8_PRODUCTS = frozenset(
-    {
-        "DynamicQuantizeLinear",
-        "DynamicQuantizeMatMul",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "QAttention",
-        "QEmbedLayerNormalization",
-        "QLinearMatMul",
-        "QuantizeLinear",
-    }
-)
-"""Operators that round activations or multiply bytes, which the CUDA provider leaves to the processor; weights in few
-bits that are only read (DequantizeLinear, MatMulNBits) it has."""
 INT8_ON_CUDA = (
     "onnxruntime's CUDA provider has no INT8 kernels, so its nodes would fall back to the processor; "
     "export the model with precision fp16 or bf16 for device gpu, or write it for engine tensorrt"
@@ -55,7 +39,7 @@ def open_cuda(folder: Path, opening: Opening) -> BoundEngine:
     Raises: InputError for an INT8 model, a precision other than the file's, or where the provider cannot start.
     """
     path = model_file(folder) or folder / MODEL_FILE
-    if _operators(open_graph(path, weights=False)) & INT8_PRODUCTS:
+    if _operators(open_graph(path, weights=False)) & ROUNDED:  # what only reads weights of few bits runs there
         raise InputError(f"{path} is INT8: {INT8_ON_CUDA}")
     if opening.precision != "fp32":
         raise InputError(
@@ -135,7 +119,7 @@ def tensorrt_options(
 
 def _profile(inputs: tuple[str, ...], most_tokens: int) -> dict[str, str]:
     """The shapes that TensorRT makes kernels for: one row of one token to 32 of the longest, best at one of 32."""
-    sizes = {"min": "1x1", "opt": f"1x{min(32, most_tokens)}", "max": f"{ROWS_AT_MOST}x{most_tokens}"}
+    sizes = {"min": "1x1", "opt": f"1x{min(32, most_tokens)}", "max": f"{TENSORRT_ROWS}x{most_tokens}"}
     return {
         f"trt_profile_{which}_shapes": ",".join(f"{name}:{size}" for name in inputs) for which, size in sizes.items()
     }
@@ -177,7 +161,7 @@ def _operators(model: ModelProto) -> set[str]:
 
 def has_int8(model: ModelProto) -> bool:
     """True where the graph holds bytes to multiply."""
-    return bool(_operators(model) & {*INT8_PRODUCTS, "DequantizeLinear"})
+    return bool(_operators(model) & {*ROUNDED, "DequantizeLinear"})
 
 
 def require_standard(model: ModelProto, path: Path) -> None:

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import AfterValidator
-
-from compressor.export.settings import ExportPrecision, Layout, Server
+from compressor.export.settings import ExportPrecision, Layout, Server, served_twice
 from compressor.stage import Job, Stage
-
-
-def _once(names: list[Server]) -> list[Server]:
-    if len(set(names)) < len(names):
-        raise ValueError(f"must name each server once (got {', '.join(names)})")
-    return names
 
 
 class Export(Stage):
@@ -31,8 +23,13 @@ class Export(Stage):
     """Of the written weights; null keeps that of the input, which is fp32 where it was not quantized."""
     layout: Layout = "flat"
     """How the files of `final/` lie; flat puts all beside each other."""
-    serve: Annotated[list[Server], AfterValidator(_once)] = []
+    serve: list[Server] = []
     """Servers that `final/serve/` gets a configuration or program for; none unless asked for."""
+
+    def model_post_init(self, _context: object) -> None:
+        wrong = served_twice(self.serve)
+        if wrong:
+            raise ValueError(wrong)
 
     def run(self, job: Job) -> None:
         """Calls Exporter as a user would."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from compressor.bench.settings import Target
+from compressor.device import machine_id
 from compressor.distill.settings import DEFAULT_MATCH, TeacherChoice, TeacherPart
 from compressor.errors import InputError
-from compressor.prune.settings import Recover, Remove, Until, kinds_of
+from compressor.prune.settings import GRADIENTS, Recover, Remove, TimedEngine, Until, is_share, kinds_of
 from compressor.settings import Integer
 from compressor.sources.settings import ModelSource, RowFile
 from compressor.stage import Job, Stage
@@ -33,41 +35,113 @@ class Prune(Stage):
     recover: Recover | None = None
     """Distillation after each cut; null leaves the cut model as it is."""
     teacher: TeacherChoice | None = None
-    """Who teaches while recovering: the id of a stage or a model; the distill stage's teacher unless given."""
+    """Who teaches while recovering, and whose answers importance compares with where it is `against: teacher`: the id
+    of a stage or a model; the distill stage's teacher unless given."""
+
+    engine: TimedEngine | None = None
+    """What until.latency is measured in; that of the benchmark's first target with device cpu unless given."""
+    threads: Annotated[Integer, Field(ge=1)] | None = None
+    """Threads of that engine; those of that target unless given, or all that may be used."""
 
     def model_post_init(self, _context: object) -> None:
         kinds_of(self.remove, self.until)
-        if self.teacher is not None and self.recover is None:
-            raise ValueError("names a teacher, which only recover needs; add recover: {} or remove teacher")
+        if self.until.latency is None and (self.engine is not None or self.threads is not None):
+            raise ValueError("has engine or threads, which say where until.latency is measured; leave them out")
+        if self.teacher is not None and not self._needs:
+            raise ValueError(
+                "names a teacher, which only recover and remove.against: teacher need; add one of them, such as "
+                "recover: {}, or remove teacher"
+            )
         part = part_of(self.teacher or "teacher")
         if part.stage is None and part.model is None:
             raise ValueError("teacher must be a stage or a model: recovery needs one that answers every row")
         if part.weight != 1.0:
             raise ValueError("teacher has a weight, which counts beside other teachers alone; leave it out")
 
+    @property
+    def _needs(self) -> str:
+        """The setting that needs a teacher; empty where none does."""
+        if self.recover is not None:
+            return "recover"
+        return "remove.against" if self.remove.against == "teacher" else ""
+
     def references(self) -> Mapping[str, str | None]:
-        """The model to prune, and the stage that teaches its recovery."""
+        """The model to prune, and the stage that teaches."""
         part = part_of(self.teacher or "teacher")
-        return {"model": self.from_} | ({"teacher": part.stage} if self.recover and part.stage else {})
+        return {"model": self.from_} | ({"teacher": part.stage} if self._needs and part.stage else {})
 
     def sources(self) -> Mapping[str, ModelSource | RowFile]:
-        """The teacher of the recovery where it is no stage."""
+        """The teacher where it is no stage."""
         model = part_of(self.teacher or "teacher").model
-        return {"teacher": model} if self.recover and model else {}
+        return {"teacher": model} if self._needs and model else {}
 
     def filled(self, earlier: Sequence[Stage]) -> Stage:
         """Recovery with the terms, batches and teacher of the distill stage upstream where it names none.
 
-        Raises: InputError where that stage has no teacher that could teach here.
+        Raises: InputError where that stage has no teacher that could teach here, or where importance would compare the
+            model with itself.
         """
-        if self.recover is None:
+        if not self._needs:
             return self
         upstream = distill_upstream(self.from_, earlier)
-        match = self.recover.match or (upstream.match if upstream else list(DEFAULT_MATCH))
-        mix = self.recover.mix or (upstream.mix if upstream else None)
-        teacher = self.teacher or (_teacher_of(upstream) if upstream else "teacher")
-        recover = self.recover.model_copy(update={"match": match, "mix": mix})
+        teacher = self.teacher or (_teacher_of(upstream, self._needs) if upstream else "teacher")
+        self._check_other(teacher, self.from_ or (earlier[-1].id if earlier else "teacher"))
+        recover = self.recover
+        if recover is not None:
+            match = recover.match or (upstream.match if upstream else list(DEFAULT_MATCH))
+            mix = recover.mix or (upstream.mix if upstream else None)
+            recover = recover.model_copy(update={"match": match, "mix": mix})
         return self.model_copy(update={"recover": recover, "teacher": teacher})
+
+    def _check_other(self, teacher: str | TeacherPart, source: str) -> None:
+        """Nothing, or InputError where a slope would be that of a model's divergence from itself, which is 0."""
+        named = sorted(self.remove.criteria & GRADIENTS)
+        if self.remove.against == "teacher" and named and part_of(teacher).stage == source:
+            raise InputError(
+                f"remove.against compares {source} with itself (got teacher), and {' and '.join(named)} would follow a "
+                "slope that is 0 for every part; prune a student of that teacher, name another one as teacher, or "
+                "leave against out"
+            )
+
+    def for_target(self, cpu: Target | None) -> Prune:
+        """The stage with the engine and threads that its latency is measured with, where it names none.
+
+        Args:
+            cpu: the benchmark's first target with device cpu; None where it has none.
+        Raises: InputError where latency has no place to be measured.
+        """
+        if self.until.latency is None:
+            return self
+        engine = self.engine or (cpu.engine if cpu is not None else None)
+        if engine is None or engine in ("fastest", "tensorrt"):
+            found = "has no target with device cpu" if engine is None else f"has engine {engine}, known after pruning"
+            raise InputError(
+                f"stage {self.id}: until.latency is measured on a processor, and the benchmark {found}; write engine: "
+                "onnxruntime beside until"
+            )
+        threads = self.threads or (cpu.threads if cpu is not None else None)
+        return self.model_copy(update={"engine": engine, "threads": threads})
+
+    def key_settings(self) -> dict[str, Any]:
+        """Without the place of a measurement where nothing is measured."""
+        unused = {"engine", "threads"} if self.until.latency is None else set()
+        return {name: value for name, value in super().key_settings().items() if name not in unused}
+
+    def conditions(self, device: str) -> Mapping[str, object]:
+        """A table of times holds on one machine."""
+        measured = {"machine": machine_id()} if self.until.latency is not None else {}
+        return {**super().conditions(device), **measured}
+
+    def target_of(self, source: str) -> str:
+        """What shall remain of a stage's output, in words for a plan."""
+        quantity, kept = self.until.target
+        if not is_share(kept):
+            return f"at most {kept} of {source}"
+        words = f"{kept} of the {quantity} of {source}"
+        if self.until.latency is None:
+            return words
+        threads = f"{self.threads} threads" if self.threads else "all threads"
+        return f"{words} ({self.engine}, {threads}; a table of layers' times is measured first, a minute or two)"
 
     def run(self, job: Job) -> None:
         """Calls Pruner as a user would."""
@@ -87,6 +161,8 @@ class Prune(Stage):
             teacher=teacher,
             seed=job.seed,
             device=job.device,
+            engine=self.engine,
+            threads=self.threads,
             smoke=job.smoke,
             progress=job.progress,
             decide=job.decide,
@@ -105,8 +181,8 @@ def distill_upstream(start: str | None, earlier: Sequence[Stage]) -> Distill | N
     return None
 
 
-def _teacher_of(stage: Distill) -> str | TeacherPart:
-    """The one teacher of a distill stage, as a stage or a model; InputError where it has none such."""
+def _teacher_of(stage: Distill, setting: str) -> str | TeacherPart:
+    """The one teacher of a distill stage, as a stage or a model; InputError, on the setting, where it has none such."""
     first = stage.teachers[0]
     if len(stage.teachers) == 1 and first.stage is not None:
         return first.stage
@@ -114,6 +190,6 @@ def _teacher_of(stage: Distill) -> str | TeacherPart:
         return first
     has = f"{len(stage.teachers)} teachers" if len(stage.teachers) > 1 else "one that is neither"
     raise InputError(
-        f"recover needs one teacher, a stage or a model, and {stage.id} has {has}; name one beside recover, such as "
+        f"{setting} needs one teacher, a stage or a model, and {stage.id} has {has}; name one in the stage, such as "
         f"teacher: {stage.id}"
     )

@@ -22,12 +22,13 @@ from compressor.stages.teacher import model_here
 class Quantize(Stage):
     """Try the schemes in order and keep one."""
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     verb: ClassVar[str] = "quantize"
     gate_actions: ClassVar[tuple[str, ...]] = ("fail", "fallback", "skip", "warn")
 
     try_: Annotated[list[Scheme], Field(alias="try", min_length=1)] = ["dynamic"]
-    """Schemes to try; static that loses over 1 pp where there is no gate is followed by mixed, then by dynamic."""
+    """Schemes to try. Where there is no gate, each is held to the drop and agreement of `mixed` if that is tried, else
+    to a drop of 1 pp if static is; static that is refused then is followed by mixed, then by dynamic."""
     choose: Choice = "most_accurate"
     """Which of those that pass the gate is kept; agreement with the input on `select` decides accuracy. `fastest` times
     them side by side, so that the stage holds for this machine alone."""
@@ -36,7 +37,8 @@ class Quantize(Stage):
     mixed: Mixed = Mixed()
     """What mixed leaves in float."""
     smooth: Smooth | None = None
-    """Outliers of activations moved into the weights: how much, alpha 0 for nothing; null lets each scheme choose."""
+    """Outliers of activations moved into the weights: how much; null lets each scheme choose. Single neurons that are
+    far on at one kind of token are turned down whatever alpha is."""
     qat: Qat = Qat()
     """Training of scheme qat."""
     weight_only: WeightOnly = WeightOnly()
@@ -49,9 +51,7 @@ class Quantize(Stage):
     """What will run the model; taken from the benchmark's targets unless given: the CPU where one of them is."""
 
     def model_post_init(self, _context: object) -> None:
-        if len(set(self.try_)) < len(self.try_):
-            raise ValueError(f"try names a scheme twice (got {', '.join(self.try_)})")
-        wrong = unused(self.try_, {name: getattr(self, name) for name in ("calibrate", *USERS)})
+        wrong = unused(self.try_, {name: getattr(self, name) for name in USERS}, gate=self.gate is not None)
         if wrong:
             raise ValueError(wrong)
         if self.teacher is None:
@@ -86,19 +86,17 @@ class Quantize(Stage):
 
         Raises: InputError for a scheme that cannot run there.
         """
-        made = self.model_copy(update={"isa": self.isa or isa, "target": self.target or target})
+        target = self.target or target
         try:
-            check_schemes(made.try_, made.target or target, made.mixed)
+            check_schemes(self.try_, target, self.mixed, self.choose)
         except InputError as error:
             raise InputError(f"stage {self.id}: {error}") from None
-        return made
+        return self.model_copy(update={"isa": self.isa or isa, "target": target})
 
     def key_settings(self) -> dict[str, Any]:
         """Without the settings of schemes that are not tried."""
-        unused = {"qat", "weight_only"} - set(self.try_)
-        if not {"mixed", "static"} & set(self.try_):
-            unused.add("mixed")
-        return {name: value for name, value in super().key_settings().items() if name not in unused}
+        kept = {name for name, schemes in USERS.items() if schemes & set(self.try_)}
+        return {name: value for name, value in super().key_settings().items() if name in kept or name not in USERS}
 
     def resumes(self) -> bool:
         """Times that a choice was made by, and checkpoints of a training, are taken up again."""

@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from compressor.bench.settings import ENGINES_OF, TARGETS, Isa, Target, TargetEngine
+from compressor.bench.settings import ENGINES_OF, TARGETS, Target, TargetEngine
+from compressor.device import Isa
 from compressor.quantize.settings import Isa as QuantizedFor
 from compressor.runtime.engine import Cast, EngineName, Opened
 from compressor.runtime.predictor import PLACES

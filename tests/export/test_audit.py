@@ -93,16 +93,22 @@ def test_embeddings_left_in_float_are_told(stock, tmp_path, fused):
     assert audit_int8(whole, read_manifest(stock).shapes).embeddings
 
 
-def test_a_product_whose_weights_are_dequantized_beside_it_counts_as_integer():
+def test_a_product_whose_inputs_are_both_dequantized_beside_it_counts_as_integer():
     weights = numpy_helper.from_array(np.ones((2, 2), dtype="int8"), "w")
     scale = numpy_helper.from_array(np.array(0.1, dtype="float32"), "s")
     floats = numpy_helper.from_array(np.ones((2, 2), dtype="float32"), "f")
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "s"], ["wf"]),
-        helper.make_node("MatMul", ["x", "wf"], ["y"], name="/model/bert/encoder/layer.0/output/dense/MatMul"),
+        helper.make_node("QuantizeLinear", ["x", "s"], ["xs"]),
+        helper.make_node("DequantizeLinear", ["xs", "s"], ["xf"]),
+        helper.make_node("MatMul", ["xf", "wf"], ["y"], name="/model/bert/encoder/layer.0/output/dense/MatMul"),
         helper.make_node("MatMul", ["y", "f"], ["z"], name="/model/bert/pooler/dense/MatMul"),
         helper.make_node("MatMul", ["z", "z"], ["v"], name="/model/bert/encoder/layer.0/attention/self/MatMul"),
     ]
     graph = helper.make_graph(nodes, "g", [], [], [weights, scale, floats])
-    found = audit_int8(helper.make_model(graph), shapes_of((2, 7)))
+    found_in = shapes_of((2, 7))
+    found = audit_int8(helper.make_model(graph), found_in)
     assert (found.products, found.in_float, dict(found.found)) == (2, ("pooler",), {"MatMul (QDQ)": 1})
+    nodes[3].input[0] = "x"  # rounded weights alone, which are multiplied in float
+    found = audit_int8(helper.make_model(helper.make_graph(nodes, "g", [], [], [weights, scale, floats])), found_in)
+    assert (found.products, found.integer, dict(found.found)) == (2, 0, {})

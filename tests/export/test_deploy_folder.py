@@ -76,6 +76,9 @@ def test_an_output_that_is_there_is_not_overwritten(uneven, tmp_path):
     with pytest.raises(StageError, match="is there already and not empty; give another folder"):
         Exporter(uneven).export(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+    with pytest.raises(StageError, match="precious is there already and no folder; give another folder"):
+        Exporter(uneven).export(tmp_path / "precious")
+    assert (tmp_path / "precious").read_text() == "kept"
 
 
 def test_a_folder_without_tokenizer_is_refused(final, tmp_path):

@@ -4,12 +4,12 @@ import numpy as np
 import onnx
 import pytest
 from model_folders import TEXTS, UNEVEN, data_of, write_classifier
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import InputError, StageError
 from compressor.export import exporter
 from compressor.export.exporter import Exporter
-from compressor.export.halves import bf16_bits, to_half
+from compressor.export.halves import to_half
 from compressor.export.parity import TOLERANCES, compare
 from compressor.model.manifest import read_manifest
 from compressor.runtime.predictor import load
@@ -72,10 +72,13 @@ def test_a_broken_conversion_fails_and_leaves_nothing(source, tmp_path, monkeypa
 def test_bf16_rounds_to_nearest_as_torch_does():
     import torch
 
-    values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
-    values[:4] = [0.0, -0.0, 1.00390625, -3.0e38]
-    wanted = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-    assert bf16_bits(values).tolist() == wanted.tolist()
+    values = np.random.default_rng(0).normal(size=(10, 100)).astype(np.float32)
+    values[0, :4] = [0.0, -0.0, 1.00390625, -3.0e38]
+    wanted = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy()
+    graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(values, "w")])
+    (stored,) = to_half(helper.make_model(graph), "bf16").graph.initializer
+    assert (list(stored.dims), stored.data_type) == ([10, 100], TensorProto.BFLOAT16)
+    assert stored.raw_data == wanted.astype("<i2").tobytes()
 
 
 def test_unknown_words_are_refused(source):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from model_folders import TEXTS, contents, write_classifier
+from pydantic import ValidationError
 
 from compressor.errors import InputError
 from compressor.export.exporter import Exporter
@@ -16,8 +18,10 @@ from compressor.export.layout import arrange
 from compressor.export.serve import FASTAPI, SERVERS
 from compressor.export.settings import Server
 from compressor.model.digest import model_digest
+from compressor.model.graph_file import folder_precision
 from compressor.model.manifest import read_manifest
 from compressor.runtime.predictor import load
+from compressor.stages.export import Export
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,31 @@ def test_fp32_beside_int8_must_be_fp32(root, tmp_path):
         arrange(tmp_path, layout="hub")
 
 
+def test_fp32_that_no_layout_would_keep_and_a_server_named_twice_are_refused(root, tmp_path):
+    with pytest.raises(InputError, match=r"fp32 is kept in layout hub alone \(got layout flat\)"):
+        Exporter(root / "int8", fp32=root / "fp32")
+    with pytest.raises(InputError, match=r"fp32 is kept beside a model of fewer bits \(got .*fp32 beside fp32\)"):
+        Exporter(root / "fp32", layout="hub", fp32=root / "fp32").export(tmp_path / "out")
+    twice = ["fastapi", "fastapi"]
+    with pytest.raises(InputError, match=r"serve must name each server once \(got fastapi, fastapi\)"):
+        Exporter(root / "fp32", serve=twice)
+    with pytest.raises(ValidationError, match="serve must name each server once"):
+        Export.model_validate({"id": "ship", "serve": twice})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_int8_graph_without_a_manifest_is_exported_as_what_it_is(root, tmp_path):
+    foreign = shutil.copytree(root / "int8", tmp_path / "foreign")
+    (foreign / "compressor.json").unlink()
+    assert folder_precision(foreign) == "int8"
+    about = read_manifest(Exporter(foreign).export(tmp_path / "out"))
+    assert (about.precision, about.asked_alone) == ("int8", True)
+    with pytest.raises(InputError, match="is int8 already and cannot be written as fp16"):
+        Exporter(foreign, precision="fp16").export(tmp_path / "half")
+    with pytest.raises(InputError, match=r"fp32 must be a folder with an fp32 model\.onnx \(got .*foreign\)"):
+        Exporter(root / "int8", layout="hub", fp32=foreign).export(tmp_path / "hub")
+
+
 def test_servers_in_table_and_settings_are_the_same():
     assert set(SERVERS) == set(get_args(Server))
 
@@ -136,8 +165,6 @@ def test_the_web_service_answers_as_load_does(app, root):
 
 
 def test_the_web_service_refuses_a_pair_and_too_many_texts(app):
-    from pydantic import ValidationError
-
     with pytest.raises(Exception, match=r"text 1 must hold text \(got 2 texts\)|422"):
         app.predict(app.Question(texts=["dull", ["dull", "warm"]]))
     for texts in ([], ["dull"] * 257, "dull"):

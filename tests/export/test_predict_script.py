@@ -10,7 +10,10 @@ import onnxruntime
 import pytest
 from model_folders import TEXTS, write_classifier
 
+from compressor.device import EXACT_FLAGS, EXACT_SUMS
+from compressor.export import predict as shipped
 from compressor.export.exporter import Exporter
+from compressor.model.graph_file import HUB_FILES
 from compressor.runtime.predictor import load
 
 BLOCKED = ("torch", "transformers", "compressor")
@@ -192,3 +195,10 @@ def test_a_model_for_exact_sums_is_summed_exactly_everywhere(desk, tmp_path, mon
     monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
     script.Model(folder, 1)
     assert asked == ([("session.x64quantprecision", "1")] if slow else [])
+
+
+def test_what_is_copied_into_the_script_is_what_the_package_says():
+    assert set(shipped.EXACT) == EXACT_SUMS
+    assert shipped.EXACT_FLAGS == EXACT_FLAGS
+    graphs = {name: f"onnx/{shipped.GRAPHS.get(name, 'model')}.onnx" for name in HUB_FILES}
+    assert graphs == HUB_FILES

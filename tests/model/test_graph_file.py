@@ -12,8 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import InputError
 from compressor.export.exporter import Exporter
+from compressor.export.halves import to_half
 from compressor.model import graph_file
-from compressor.model.graph_file import model_file, open_graph, require_bert
+from compressor.model.graph_file import folder_precision, model_file, open_graph, precision_of, require_bert
 from compressor.runtime.predictor import load
 
 PLACES = {"outside": "../secret.bin", "absolute": "/etc/passwd", "windows": "..\\secret.bin", "nothing": ""}
@@ -218,6 +219,27 @@ def test_the_graph_of_a_folder_is_found_flat_and_below_onnx(copy):
     assert model_file(copy) is None
     (copy / "onnx" / "model_quantized.onnx").write_bytes(b"")
     assert model_file(copy) == copy / "onnx" / "model_quantized.onnx"
+
+
+def test_the_precision_of_a_graph_is_that_of_most_of_its_weights_or_of_its_operators(final):
+    model = open_graph(final / "model.onnx")
+    assert precision_of(model.graph) == "fp32"
+    assert {name: precision_of(to_half(model, name).graph) for name in ("fp16", "bf16")} == {
+        "fp16": "fp16", "bf16": "bf16",
+    }  # fmt: skip
+    for kind in ("MatMulIntegerToFloat", "MatMulNBits", "DequantizeLinear"):
+        made = onnx.ModelProto()
+        made.CopyFrom(model)
+        made.graph.node.append(helper.make_node(kind, ["a"], ["b"]))
+        assert precision_of(made.graph) == "int8"
+
+
+def test_a_folder_has_the_precision_that_its_manifest_says_and_without_one_its_graphs(copy):
+    model = to_half(open_graph(copy / "model.onnx"), "fp16")
+    (copy / "model.onnx").write_bytes(model.SerializeToString())
+    assert folder_precision(copy) == "fp32"
+    (copy / "compressor.json").unlink()
+    assert folder_precision(copy) == "fp16"
 
 
 def test_weights_in_a_file_of_their_own_are_written_into_the_exported_one(copy, final, tmp_path):

@@ -1,6 +1,7 @@
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,7 +11,18 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 from compressor.errors import InputError
 from compressor.model.gates import channels_gated, gated
-from compressor.model.importance import CRITERIA, channel_norms, channel_taylor, magnitude, randomly, taylor
+from compressor.model.importance import (
+    CRITERIA,
+    Scores,
+    activation,
+    channel_norms,
+    channel_taylor,
+    fisher,
+    magnitude,
+    normalised,
+    randomly,
+    taylor,
+)
 from compressor.model.parts import shapes
 from compressor.model.surgery import Kept, cut
 from compressor.prune.settings import Criterion
@@ -52,38 +64,100 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
-def loop_over_rows(model: PreTrainedModel) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """One row at a time with one gate for all rows: mean of absolute gradients."""
-    heads = [torch.zeros(each.heads) for each in shapes(model).layers]
-    neurons = [torch.zeros(each.ffn) for each in shapes(model).layers]
-    layers = torch.zeros(len(heads))
+@contextlib.contextmanager
+def overheard(model: PreTrainedModel) -> Iterator[dict[tuple[int, str], Tensor]]:
+    """What the output projections read and what each layer reads and writes, by (layer, which), gradients kept."""
+    found: dict[tuple[int, str], Tensor] = {}
+
+    def keep(key: tuple[int, str], value: Tensor) -> None:
+        found[key] = value
+        if value.requires_grad:
+            value.retain_grad()
+
+    hooks = []
+    for index, layer in enumerate(model.bert.encoder.layer):
+        for name, part in (("context", layer.attention.output.dense), ("neurons", layer.output.dense)):
+            hooks.append(part.register_forward_pre_hook(lambda _m, x, key=(index, name): keep(key, x[0])))
+        hooks.append(layer.register_forward_pre_hook(lambda _m, x, key=(index, "read"): keep(key, x[0])))
+        hooks.append(layer.register_forward_hook(lambda _m, _x, y, key=(index, "wrote"): keep(key, y)))
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+def plain_slopes(model: PreTrainedModel, row: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Of one row alone, without gates: what is read or written times the loss's gradient at it, summed over tokens."""
+    batch = make_batch([row])
+    with overheard(model) as found:
+        cross_entropy(model(**batch.inputs).logits, batch.targets).backward()
+    products = {key: (value * value.grad)[0].detach() for key, value in found.items() if value.grad is not None}
+    layers = range(len(model.bert.encoder.layer))
+    changes = [(found[i, "wrote"] - found[i, "read"]) * found[i, "wrote"].grad for i in layers]
+    heads = [products[index, "context"].unflatten(1, (4, 8)).sum((0, 2)) for index in layers]
+    return (
+        heads,
+        [products[i, "neurons"].sum(0) for i in layers],
+        torch.stack([each.sum().detach() for each in changes]),
+    )
+
+
+@pytest.mark.parametrize(("size", "padding"), [(1, 0), (7, 9), (32, 0)])
+@pytest.mark.parametrize(("criterion", "of_slope"), [(taylor, torch.abs), (fisher, torch.square)])
+def test_a_gradient_score_is_the_mean_over_single_rows_at_any_batch_size_and_padding(
+    criterion: Any, of_slope: Any, size: int, padding: int
+):
+    model = make_model()
+    found = criterion(model, batches(size, padding), cross_entropy)
+    every = [plain_slopes(model, row) for row in range(ROWS)]
+    for index in range(2):
+        for mine, theirs in (
+            (found.heads[index], [heads[index] for heads, _, _ in every]),
+            (found.neurons[index], [neurons[index] for _, neurons, _ in every]),
+            (found.layers[index], [layers[index] for _, _, layers in every]),
+        ):
+            expected = of_slope(torch.stack(theirs).double()).mean(0)
+            assert float(expected.min()) > 0
+            torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
+
+
+@pytest.mark.parametrize(("size", "padding"), [(1, 0), (7, 9), (32, 0)])
+def test_activation_is_the_mean_over_single_rows_and_true_tokens_of_the_squared_norm_of_what_is_written(
+    size: int, padding: int
+):
+    model = make_model()
+    found = activation(model, batches(size, padding))
+    heads, neurons, layers = torch.zeros(2, 4), torch.zeros(2, 64), torch.zeros(2)
     for row in range(ROWS):
-        batch = make_batch([row])
-        gates = [torch.ones_like(part, requires_grad=True) for part in (*heads, *neurons)]
-        whole = [torch.ones((), requires_grad=True) for _ in heads]
-        with gated(model, heads=gates[: len(heads)], neurons=gates[len(heads) :], layers=whole):
-            cross_entropy(model(**batch.inputs).logits, batch.targets).backward()
-        for total, gate in zip((*heads, *neurons), gates, strict=True):
-            total += gate.grad.abs() / ROWS
-        layers += torch.stack([gate.grad for gate in whole]).abs() / ROWS
-    return heads, neurons, layers
+        with torch.no_grad(), overheard(model) as heard:
+            model(**make_batch([row]).inputs)
+        for index, layer in enumerate(model.bert.encoder.layer):
+            outputs = layer.attention.output.dense.weight.detach(), layer.output.dense.weight.detach()
+            for head in range(4):
+                part = slice(8 * head, 8 * head + 8)
+                written = heard[index, "context"][0][:, part] @ outputs[0][:, part].T
+                heads[index, head] += written.square().sum(1).mean() / ROWS
+            for neuron in range(64):
+                written = torch.outer(heard[index, "neurons"][0][:, neuron], outputs[1][:, neuron])
+                neurons[index, neuron] += written.square().sum(1).mean() / ROWS
+            change = heard[index, "wrote"][0] - heard[index, "read"][0]
+            layers[index] += change.square().sum(1).mean() / ROWS
+    for mine, theirs in (
+        (torch.stack(found.heads), heads),
+        (torch.stack(found.neurons), neurons),
+        (found.layers, layers),
+    ):
+        torch.testing.assert_close(mine, theirs.double(), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("size", [1, 7, 32])
-def test_taylor_is_the_mean_over_rows_of_the_absolute_gate_gradient_at_any_batch_size(size: int):
-    model = make_model()
-    found = taylor(model, batches(size), cross_entropy)
-    heads, neurons, layers = loop_over_rows(model)
-    for mine, theirs in zip((*found.heads, *found.neurons, found.layers), (*heads, *neurons, layers), strict=True):
-        assert float(theirs.max()) > 0
-        torch.testing.assert_close(mine, theirs.double(), rtol=1e-4, atol=1e-8)
-
-
-def test_taylor_does_not_depend_on_padding():
-    model = make_model()
-    tight, padded = taylor(model, batches(1), cross_entropy), taylor(model, batches(7, padding=9), cross_entropy)
-    for mine, theirs in zip((*tight.heads, *tight.neurons), (*padded.heads, *padded.neurons), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-8)
+def test_measuring_leaves_the_model_as_it_was():
+    model = make_model().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for score in (lambda: fisher(model, batches(8), cross_entropy), lambda: activation(model, batches(8))):
+        score()
+        assert model.training
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert all(not part._forward_hooks and not part._forward_pre_hooks for part in model.modules())
+        assert all(weight.grad is None for weight in model.parameters())
 
 
 def test_the_absolute_value_of_a_batch_would_rank_otherwise():
@@ -98,15 +172,45 @@ def test_the_absolute_value_of_a_batch_would_rank_otherwise():
     assert all(bool((gate.grad.abs() < score).all()) for gate, score in zip(gates, exact.heads, strict=True))
 
 
-def test_a_head_that_writes_nothing_scores_zero_by_every_weight_or_gradient():
+@pytest.mark.parametrize("name", ["taylor", "fisher", "activation"])
+def test_a_part_that_writes_nothing_scores_zero_and_no_other_does(name: str):
     model = make_model()
     with torch.no_grad():
-        attention = model.bert.encoder.layer[0].attention
+        model.bert.encoder.layer[0].attention.output.dense.weight[:, 8:16] = 0
+        model.bert.encoder.layer[1].output.dense.weight[:, 5] = 0
+    found = CRITERIA[name](model, batches(8), cross_entropy, 0)
+    assert [index for index, score in enumerate(torch.cat(found.heads)) if score == 0] == [1]
+    assert [index for index, score in enumerate(torch.cat(found.neurons)) if score == 0] == [64 + 5]
+
+
+def test_a_part_without_weights_has_no_magnitude():
+    model = make_model()
+    with torch.no_grad():
+        attention, up = model.bert.encoder.layer[0].attention, model.bert.encoder.layer[1].intermediate.dense
         attention.output.dense.weight[:, 8:16] = 0
         for part in (attention.self.query, attention.self.key, attention.self.value):
             part.weight[8:16] = 0
-    assert float(taylor(model, batches(8), cross_entropy).heads[0][1]) == 0
-    assert float(magnitude(model).heads[0][1]) == 0
+        up.weight[5] = 0
+        model.bert.encoder.layer[1].output.dense.weight[:, 5] = 0
+    found = magnitude(model)
+    assert [index for index, score in enumerate(torch.cat(found.heads)) if score == 0] == [1]
+    assert [index for index, score in enumerate(torch.cat(found.neurons)) if score == 0] == [64 + 5]
+
+
+def test_normalised_scores_of_a_layer_have_norm_one_and_keep_their_order():
+    plain = fisher(make_model(), batches(8), cross_entropy)
+    found = normalised(plain)
+    for before, after in zip((*plain.heads, *plain.neurons), (*found.heads, *found.neurons), strict=True):
+        assert float(after.square().sum()) == pytest.approx(1.0)
+        torch.testing.assert_close(after / after[0], before / before[0])
+    assert float(found.layers.norm()) == pytest.approx(1.0)
+
+
+def test_normalising_scores_of_zero_or_of_an_empty_layer_leaves_them():
+    zero = Scores((torch.zeros(4), torch.zeros(0)), (torch.zeros(0), torch.zeros(3)), torch.zeros(2))
+    found = normalised(zero)
+    for before, after in zip((*zero.heads, *zero.neurons), (*found.heads, *found.neurons), strict=True):
+        assert torch.equal(after, before)
 
 
 def test_magnitude_is_the_squared_norm_of_what_would_go():
@@ -132,15 +236,17 @@ def test_random_scores_follow_the_seed_and_not_torchs_own_numbers():
 
 def test_layers_without_heads_or_neurons_have_empty_scores():
     model = cut(make_model(), Kept(((), (0, 1)), ((0, 1, 2), ()), (0, 1)))
-    for scores in (taylor(model, batches(8), cross_entropy), magnitude(model), randomly(model, seed=0)):
+    for name in CRITERIA:
+        scores = CRITERIA[name](model, batches(8), cross_entropy, 0)
         assert [len(each) for each in scores.heads] == [0, 2]
         assert [len(each) for each in scores.neurons] == [3, 0]
         assert scores.layers.shape == (2,)
 
 
-def test_no_rows_are_refused():
+@pytest.mark.parametrize("name", ["taylor", "fisher", "activation"])
+def test_no_rows_are_refused(name: str):
     with pytest.raises(InputError, match="needs rows"):
-        taylor(make_model(), [], cross_entropy)
+        CRITERIA[name](make_model(), [], cross_entropy, 0)
 
 
 def test_the_table_of_criteria_holds_what_a_recipe_may_say():

@@ -61,6 +61,23 @@ def test_the_target_is_met_in_the_saved_folder(tmp_path, tiny_classifier, rows, 
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
 
 
+@pytest.mark.parametrize("target", ["0.8x", "70kB"])
+def test_the_saved_file_has_at_most_the_bytes_that_may_remain(tmp_path, tiny_classifier, rows, target):
+    before = (tiny_classifier / "model.safetensors").stat().st_size
+    out = Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"bytes": target}).fit(tmp_path / "pruned")
+    after = (out / "model.safetensors").stat().st_size
+    most = 0.8 * before if target == "0.8x" else 70_000
+    assert most - 2000 < after <= most
+
+
+def test_a_size_that_the_model_has_already_is_refused(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
+    pruner = Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"bytes": "40MB"})
+    with pytest.raises(InputError, match=r"until.bytes 40MB would remove nothing: the model has 0.\d+ MB; write less"):
+        pruner.fit(tmp_path / "pruned")
+    smoke = Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"bytes": "40MB"}, smoke=True)
+    assert parameters(load_model(smoke.fit(tmp_path / "smoke"))) < parameters(load_model(tiny_classifier))
+
+
 def test_pruning_twice_with_one_seed_gives_the_same_bytes(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
     made = [
         Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.5x"}, steps=2).fit(tmp_path / name)
@@ -280,7 +297,7 @@ def test_a_pruned_model_can_be_pruned_again(tmp_path: Path, tiny_classifier: Pat
     assert macs(shapes(load_model(twice))) <= 0.6 * macs(shapes(load_model(once)))
 
 
-def test_rows_without_labels_are_scored_against_the_teacher(tiny_classifier: Path, rows: DataSets):
+def test_rows_without_labels_are_scored_against_the_teacher(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
     bare = DataSets(
         task=rows.task,
         labels=rows.labels,
@@ -291,19 +308,18 @@ def test_rows_without_labels_are_scored_against_the_teacher(tiny_classifier: Pat
         test=None,
         unlabelled=rows.unlabelled,
     )
-    with pytest.raises(InputError, match="the data has neither"):
-        draw_sample(bare, tiny_classifier, teacher=None, seed=1, smoke=False)
-    sample = draw_sample(bare, tiny_classifier, teacher=tiny_classifier, seed=1, smoke=True)
+    other, remove = write_tiny_bert(tmp_path / "other", labels=("bad", "good"), seed=9), Remove(heads="taylor")
+    sample = draw_sample(bare, tiny_classifier, teacher=other, remove=remove, seed=1, smoke=True)
     assert "KL to the teacher on 64 unlabelled rows" in sample.source
     model = load_model(tiny_classifier)
     every = tuple(tuple(range(64)) for _ in range(2))
     smaller = cut(model, Kept(((0, 1, 2), (0, 1, 2, 3)), every, (0, 1)))
-    scores = score_parts(smaller, Remove(heads="taylor"), sample, seed=1, progress=silent)
+    scores = score_parts(smaller, remove, sample, seed=1, progress=silent)
     assert float(torch.cat(scores.heads).min()) > 0
 
 
 def test_the_masked_loss_is_that_of_the_cut_model(tiny_classifier: Path, rows: DataSets):
-    sample = draw_sample(rows, tiny_classifier, teacher=None, seed=1, smoke=True)
+    sample = draw_sample(rows, tiny_classifier, teacher=None, remove=Remove(heads="taylor"), seed=1, smoke=True)
     model = load_model(tiny_classifier)
     kept = Kept(((0, 2), (1,)), (tuple(range(9)), (3, 4)), (0, 1))
     made = cut(model, kept)

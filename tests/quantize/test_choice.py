@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from typing import get_args
 
@@ -123,20 +124,40 @@ def test_fastest_of_several_schemes_is_timed_once_and_replayed_after_an_interrup
 
     monkeypatch.setattr(choice, "time_side_by_side", timed)
     made = Quantizer(fp32, data=data_of(TEXTS), try_=["dynamic", "weight_only"], choose="fastest", decide=told.append)
-    made.fit(tmp_path / "first" / "model")
+    made.fit(tmp_path / "first" / "model", work=tmp_path / "first")
     assert told[-1].chosen == "weight_only"
     assert [each["p50_ms"] for each in told[-1].candidates] == pytest.approx([3.9, 2.6], rel=0.3)
     assert "before the interruption" not in told[-1].because
+    assert "timed on this CPU" not in told[-1].because
 
     def never(*_arguments, **_named):
         raise AssertionError("timed again")
 
     monkeypatch.setattr(choice, "time_side_by_side", never)
-    (tmp_path / "second").mkdir()
-    (tmp_path / "first" / "choice.json").rename(tmp_path / "second" / "choice.json")
-    made.fit(tmp_path / "second" / "model")
-    assert told[-1].chosen == "weight_only"
-    assert "as timed before the interruption" in told[-1].because
+    for work, left in ((tmp_path / "second", tmp_path / "second"), (None, tmp_path / "third" / "model.quantize")):
+        left.mkdir(parents=True)
+        shutil.copyfile(tmp_path / "first" / "choice.json", left / "choice.json")
+        out = (work or left.parent) / "model"
+        made.fit(out, work=work)
+        assert told[-1].chosen == "weight_only"
+        assert "as timed before the interruption" in told[-1].because
+        assert {path.name for path in out.parent.iterdir()} == ({"model", "choice.json"} if work else {"model"})
+
+
+def test_a_choice_by_times_leaves_nothing_beside_the_model_and_touches_nothing_there(fp32, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        choice, "time_side_by_side", lambda folders, *_, **__: times(**dict.fromkeys(folders, (2.0, 0.0)))
+    )
+    (tmp_path / "choice.json").write_text("somebody's")
+    other = next(name for name in ("avx2", "avx512") if name != choice.cpu_isa())
+    told = []
+    both = ["dynamic", "weight_only"]
+    Quantizer(fp32, data=data_of(TEXTS), try_=both, choose="fastest", isa=other, decide=told.append).fit(
+        tmp_path / "model"
+    )
+    assert (tmp_path / "choice.json").read_text() == "somebody's"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "choice.json"}
+    assert f"(timed on this CPU, which has {choice.cpu_isa()}, not {other})" in told[-1].because
 
 
 def test_in_a_smoke_run_nothing_is_timed(fp32, tmp_path, monkeypatch):

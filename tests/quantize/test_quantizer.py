@@ -20,13 +20,13 @@ from compressor.errors import InputError, StageError
 from compressor.evaluate.proportions import wilson
 from compressor.export.exporter import Exporter
 from compressor.model.manifest import read_manifest
-from compressor.quantize import quantizer
+from compressor.quantize import quantizer, targets
 from compressor.quantize.material import calibration_texts
 from compressor.quantize.products import integer_products
 from compressor.quantize.quantizer import Quantizer
 from compressor.quantize.schemes import SCHEMES
-from compressor.quantize.settings import EXACT_SUMS, Calibrate, Isa, Scheme
-from compressor.quantize.targets import check_target, need_torch, reduced_range
+from compressor.quantize.settings import EXACT_SUMS, Calibrate, Isa, Mixed, Scheme
+from compressor.quantize.targets import check_schemes, check_target, made_for, need_torch, reduced_range
 from compressor.quantize.trials import Limits, Trial, agreement, require_related
 from compressor.runtime.predictor import load
 from compressor.stage import Outcome
@@ -85,7 +85,7 @@ def scheme(monkeypatch):
 
 
 def test_the_schemes_of_the_recipe_are_those_of_the_table():
-    assert set(get_args(Scheme)) == set(SCHEMES)
+    assert set(get_args(Scheme)) == {*SCHEMES, "mixed"}
 
 
 def test_only_what_trains_or_is_for_tensorrt_needs_safetensors():
@@ -251,14 +251,14 @@ def with_answers_of(folder):
     return replace(DATA, select=right)
 
 
-def test_static_that_loses_over_a_point_is_followed_by_mixed_and_then_by_dynamic(source, tmp_path, scheme):
+def fails_to_mix(*_arguments, **_named):
+    raise StageError("nothing suffices")
+
+
+def test_static_that_loses_over_a_point_is_followed_by_mixed_and_then_by_dynamic(source, tmp_path, scheme, monkeypatch):
     told = []
     scheme("static", noisy(0.8))
-
-    def fails(*_arguments, **_named):
-        raise StageError("nothing suffices")
-
-    scheme("mixed", fails)
+    monkeypatch.setattr(quantizer, "mixed", fails_to_mix)
     made = Quantizer(source, data=with_answers_of(source), try_=["static"], decide=told.append)
     made.fit(tmp_path / "model")
     first, second, last = (each for each in told if each.kind in ("static", "mixed", "quantize"))
@@ -266,6 +266,24 @@ def test_static_that_loses_over_a_point_is_followed_by_mixed_and_then_by_dynamic
     assert "pp on select, over 1 pp, and no gate is set" in first.because
     assert second.because == "nothing suffices, and no gate is set"
     assert [each["scheme"] for each in last.candidates] == ["static", "mixed", "dynamic"]
+
+
+@pytest.mark.parametrize(("others", "limit"), [(["static"], "over 1 pp"), (["static", "mixed"], "over 0.3 pp")])
+def test_without_a_gate_a_worse_scheme_is_not_kept_because_a_better_one_was_refused(
+    source, tmp_path, scheme, monkeypatch, others, limit
+):
+    told = []
+    scheme("static", noisy(0.4))
+    scheme("dynamic", noisy(2.0))
+    monkeypatch.setattr(quantizer, "mixed", fails_to_mix)
+    monkeypatch.setattr("compressor.quantize.trials.LEAST_AGREEMENT", 0.0)
+    made = Quantizer(source, data=with_answers_of(source), try_=[*others, "dynamic"], decide=told.append)
+    made.fit(tmp_path / "model")
+    found = {each["scheme"]: each for each in told[-1].candidates}
+    assert found["dynamic"]["agreement"] < found["static"]["agreement"] < 1
+    assert all(limit in found[name]["because"] for name in ("static", "dynamic"))
+    assert told[-1].chosen == "static"
+    assert told[-1].because.startswith("the most accurate, although loses ")
 
 
 def test_static_that_keeps_its_score_is_followed_by_nothing(source, tmp_path, scheme):
@@ -364,6 +382,51 @@ def test_wrong_arguments_are_refused(fp32, int8, tmp_path):
         Quantizer(int8, data=DATA)
     with pytest.raises(StageError, match="is there already and not empty"):
         Quantizer(fp32, data=DATA).fit(int8)
+    with pytest.raises(StageError, match=r"model.onnx is there already and no folder; give another folder"):
+        Quantizer(fp32, data=DATA).fit(int8 / "model.onnx")
+    with pytest.raises(InputError, match=r"choose must be one of .* \(got None\)"):
+        Quantizer(fp32, data=DATA, choose=None, try_=["dynamic", "weight_only"])
+    with pytest.raises(InputError, match=r"device must be one of cpu, gpu \(got 'tpu'\)"):
+        Quantizer(fp32, data=DATA, device="tpu")
+    with pytest.raises(InputError, match=r"try names a scheme twice \(got dynamic, dynamic\)"):
+        Quantizer(fp32, data=DATA, try_=["dynamic", "dynamic"])
+
+
+def test_an_int8_graph_without_a_manifest_is_known_by_its_operators(int8, tmp_path):
+    foreign = shutil.copytree(int8, tmp_path / "foreign")
+    (foreign / "compressor.json").unlink()
+    with pytest.raises(InputError, match="is INT8 already; quantize the fp32 model it was made from"):
+        Quantizer(foreign, data=DATA)
+
+
+def test_settings_that_a_gate_leaves_without_a_reader_are_refused(fp32, source, tmp_path):
+    static = Quantizer(source, data=DATA, try_=["static"], mixed={"max_float": 0.5})
+    mixed = Quantizer(fp32, data=DATA, try_=["mixed"], mixed={"drop": "<= 1pp"})
+    with pytest.raises(InputError, match=r"mixed.max_float serves mixed alone where there is a gate; add mixed"):
+        static.fit(tmp_path / "static", accept=lambda _: outcome(True))
+    with pytest.raises(InputError, match=r"mixed.drop serves where there is no gate alone; remove it"):
+        mixed.fit(tmp_path / "mixed", accept=lambda _: outcome(True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("here", [None, *get_args(Isa)])
+def test_weights_are_said_to_be_for_exact_sums_where_they_were_made_for_them_and_nowhere_else(monkeypatch, here):
+    monkeypatch.setattr(targets, "cpu_isa", lambda: here)
+    for isa in (None, *get_args(Isa)):
+        for reduce_range in (True, False) if isa is None else (isa not in EXACT_SUMS,):
+            made = made_for(isa, reduce_range=reduce_range)
+            assert (made in EXACT_SUMS) is not reduce_range
+            assert isa is None or made == isa
+    assert made_for(None, reduce_range=True) == {"vnni": "avx2", "amx": "avx2"}.get(
+        here, None if here in EXACT_SUMS else here
+    )
+
+
+def test_what_runs_elsewhere_is_not_chosen_by_times_of_this_cpu():
+    with pytest.raises(InputError, match=r"quantize.choose must be smallest or most_accurate for target tensorrt"):
+        check_schemes(["static"], "tensorrt", Mixed(), "fastest")
+    check_schemes(["static"], "tensorrt", Mixed(), "smallest")
+    check_schemes(["static"], "cpu", Mixed(), "fastest")
 
 
 @pytest.mark.registry

@@ -9,9 +9,9 @@ from compressor.data.encode import open_encoder
 from compressor.data.encoded import collate
 from compressor.export.exporter import Exporter
 from compressor.quantize.material import Material
-from compressor.quantize.products import between, clean, combined, integer_products, products
+from compressor.quantize.products import between, clean, combined, in_int8, integer_products, products
 from compressor.quantize.schemes import SCHEMES
-from compressor.quantize.sensitivity import in_int8, kl, rank
+from compressor.quantize.sensitivity import kl, rank
 from compressor.runtime.onnx import OnnxEngine
 
 

@@ -17,10 +17,10 @@ from compressor.model.encoders import load_model
 from compressor.quantize.calibration import calibrate, observe
 from compressor.quantize.channels import divisors, even, groups
 from compressor.quantize.material import Material
-from compressor.quantize.products import integer_products, products
+from compressor.quantize.products import integer_products, products, quantizable
 from compressor.quantize.ranges import Range
 from compressor.quantize.settings import Calibrate, RangeMethod, Smooth
-from compressor.quantize.static import integer_graph, quantizable, scale_and_zero, static
+from compressor.quantize.static import integer_graph, scale_and_zero, static
 from compressor.runtime.onnx import OnnxEngine, session
 
 DATA = data_of(TEXTS)

@@ -117,6 +117,48 @@ def test_the_report_has_every_key_of_schema_1(report: Report):
     assert json.loads(report.to_json()) == found
 
 
+def test_times_beside_pytorch_are_a_second_figure_of_the_same_rounds(report: Report, tmp_path: Path):
+    assert report.pytorch is None
+    plain = timing()
+    torch = tuple(
+        replace(slot, subject="teacher/pytorch", nanoseconds=tuple(2 * one for one in slot.nanoseconds))
+        for slot in plain.slots
+        if slot.subject == "teacher"
+    )
+    (tmp_path / "again").mkdir()
+    both = {"cpu": replace(plain, slots=plain.slots + torch)}
+    again = assemble(told(), subjects(tmp_path / "again"), SCORED, timings=both, budget=BUDGET)
+    assert (again.pytorch.subject, again.pytorch.engine.value) == ("teacher", pytest.approx(0.5))
+    versus = again.subject("int8").versus_teacher
+    assert again.pytorch.deployed.value == pytest.approx(versus.latency_ratio.value / 2)
+    assert versus == report.subject("int8").versus_teacher
+    assert [row.name for row in again.subjects] == [row.name for row in report.subjects]
+    for page in (again.table(), again.to_markdown(), again.to_html()):
+        assert "in PyTorch fp32, another engine" in " ".join(page.split())
+    assert Report.model_validate_json(again.to_json()) == again
+
+
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_ratios_are_taken_at_the_first_target_where_none_is_of_onnxruntime(report: Report, tmp_path: Path, engine: str):
+    (tmp_path / "again").mkdir()
+    found, ending = subjects(tmp_path / "again"), "@torch" if engine == "torch" else ""
+    if engine == "torch":
+        for one in found:
+            (one.folder / "model.safetensors").write_bytes(one.name.encode())
+        found += [replace(one, engine="torch") for one in found]
+    renamed = {name: name.replace("/aa", "") + ending + ("/aa" if "/aa" in name else "") for name in SPEEDS}
+    plain = timing()
+    timings = {"here": replace(plain, slots=tuple(replace(one, subject=renamed[one.subject]) for one in plain.slots))}
+    targets = {"here": Target(engine=engine)}
+    again = assemble(told(), found, SCORED, timings=timings, targets=targets)
+    row = again.subject("int8", "torch" if engine == "torch" else "onnxruntime").versus_teacher
+    assert row.latency_ratio == report.subject("int8").versus_teacher.latency_ratio
+    assert row.speed_verdict == "faster"
+    assert again.noise == report.noise
+    if engine == "torch":
+        assert again.subject("int8").versus_teacher.reason == "ratios are taken at target here"
+
+
 def test_a_report_reads_back_as_it_was_written(report: Report, tmp_path: Path):
     write_report(report, tmp_path / "report", {"cpu": timing()})
     assert Report.read(tmp_path / "report" / "report.json") == report

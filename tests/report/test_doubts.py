@@ -34,6 +34,11 @@ def test_a_quota_and_pressure_are_said():
     assert "Something waited for a processor in 40 % of the last minute." in found(pressure=0.4)
 
 
+@pytest.mark.parametrize(("flags", "gains"), [(["avx2"], True), (["avx_vnni"], False), (["i8mm"], False), (None, True)])
+def test_a_processor_without_sums_of_four_bytes_is_a_doubt(flags, gains):
+    assert any("no INT8 dot products (VNNI)" in one for one in found(flags=flags)) == gains
+
+
 def test_noise_says_what_gain_it_hides():
     (sentence,) = found(noise=Interval(1.0, 0.8, 1.25))
     assert sentence.endswith("so a model must be more than 20 % faster to be called so.")

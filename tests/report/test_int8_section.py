@@ -258,8 +258,7 @@ def test_both_sums_are_those_of_the_engine(made, monkeypatch):
     assert (found.status, found.isa, found.rows, found.exact.rows) == ("measured", "vnni", 20, 20)
     places = np.linspace(0, 29, 20).round().astype(int)
     texts = [data.test.texts[place] for place in places]
-    manifest = load(folder).manifest
-    exact, saturating = (asked(folder, manifest, texts, precise, None) for precise in (True, False))
+    exact, saturating = (asked(folder, texts, precise=precise, threads=None) for precise in (True, False))
     assert np.abs(exact - subject.logits[places]).max() == 0.0
     assert found.largest_difference == pytest.approx(float(np.abs(exact - saturating).max()))
     wanted = np.array([data.test.labels[place] for place in places])

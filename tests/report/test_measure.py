@@ -1,20 +1,28 @@
 """`measure` and `compare` on real model files, timed in processes of their own."""
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import make_reviews, write_tiny_bert
 
+from compressor.bench.isolation import Slot, Timing
+from compressor.bench.process import Command
 from compressor.bench.settings import TARGETS, Benchmark
 from compressor.data.rows import DataSets, Rows
 from compressor.data.settings import Task
 from compressor.errors import InputError
+from compressor.export.exporter import Exporter
 from compressor.report.compare import compare
 from compressor.report.measure import measure
 from compressor.report.subjects import Subject, time_subjects
+from compressor.runtime.choose import EngineChoice
 from compressor.runtime.predictor import load
+
+FASTEST = {"engine": "fastest", "threads": 1}
 
 
 def rows_of(reviews: list[tuple[str, str]]) -> Rows:
@@ -52,6 +60,8 @@ def test_measure_scores_and_times_folders(tiny_classifier: Path, other: Path, da
         out=tmp_path / "report",
     )
     assert [row.name for row in report.subjects] == ["teacher", "student", "teacher/aa"]
+    assert report.pytorch is not None
+    assert report.pytorch.subject == "teacher"
     student = report.subject("student")
     answers = load(other, engine="torch").logits(list(data.test.texts)).argmax(-1)
     assert student.metric.value == pytest.approx(np.mean(answers == np.array(data.test.labels)))
@@ -77,6 +87,56 @@ def test_measure_times_every_target_that_is_here_and_names_the_others(
     assert any(doubt.startswith("Target gpu was not timed") for doubt in report.doubts)
     with pytest.raises(InputError, match=r"targets\.gpu: .*openvino"):
         measure([tiny_classifier], data=data, targets={"gpu": {"device": "gpu", "engine": "openvino"}})
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, tiny_classifier: Path) -> Path:
+    """A folder that onnxruntime and torch can open."""
+    folder = Path(Exporter(tiny_classifier).export(tmp_path_factory.mktemp("both") / "model"))
+    shutil.copy(tiny_classifier / "model.safetensors", folder)
+    return folder
+
+
+@pytest.fixture
+def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call takes a millisecond, and none is made."""
+
+    def fake(commands: Sequence[Command], **_more: object) -> Timing:
+        slots = tuple(Slot(one.name, number, 0, (0,), (1_000_000,)) for one in commands for number in range(3))
+        return Timing(slots, 1, None, {}, 0.0, None, None, None)
+
+    monkeypatch.setattr("compressor.report.workloads.time_in_turn", fake)
+
+
+@pytest.mark.usefixtures("_no_process")
+def test_a_target_whose_fastest_engine_is_torch_is_timed_on_the_torch_weights(
+    both: Path, data: DataSets, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        "compressor.report.engines.at_target",
+        lambda target, *_given, **_more: (target.model_copy(update={"engine": "torch"}), EngineChoice("torch", {})),
+    )
+    report = measure({"both": both}, data=data, rounds=3, targets={"here": FASTEST}, changed=False)
+    rows = report.subject("both", "torch").latency
+    assert {(row.target, row.engine, row.status) for row in rows} == {("here", "torch", "measured")}
+
+
+@pytest.mark.usefixtures("_no_process")
+def test_a_target_that_no_engine_could_be_chosen_for_is_named_and_the_others_are_timed(
+    both: Path, data: DataSets, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_given: object, **_more: object) -> None:
+        raise InputError("both opens in no engine on device gpu: torch: no")
+
+    monkeypatch.setattr("compressor.report.engines.at_target", refuse)
+    targets = {"here": FASTEST, "cpu": {"threads": 1}}
+    report = measure({"both": both}, data=data, rounds=3, targets=targets, changed=False)
+    reason = "both opens in no engine on device gpu: torch: no"
+    assert f"Target here was not timed: {reason}." in report.doubts
+    assert "Ratios, the noise and budgets are those of target cpu instead of here." in report.doubts
+    (here, *rest) = report.subject("both").latency
+    assert (here.target, here.status, here.reason) == ("here", "not measured", reason)
+    assert {(row.target, row.status) for row in rest} == {("cpu", "measured")}
 
 
 def test_measure_without_timing_starts_no_process(

@@ -350,3 +350,18 @@ def test_the_model_card_has_a_head_that_the_hub_reads(report: Report):
     assert "python predict.py" in body
     assert "<script" not in body
     assert "student" not in body.split("## How it was made")[0]
+
+
+def test_scores_of_heads_and_layers_are_drawn_as_shares_of_the_greatest(report: Report):
+    layers = [
+        {"layer": 0, "heads": 1, "heads_before": 2, "kept_heads": [1], "ffn": 3, "ffn_before": 4, "removed": False,
+         "because": "kept", "head_scores": [0.1, 0.4], "score": 2.0},
+        {"layer": 1, "heads": 2, "heads_before": 2, "kept_heads": [0, 1], "ffn": 4, "ffn_before": 4, "removed": False,
+         "because": "kept", "head_scores": [0.2, 0.0], "score": 0.5},
+    ]  # fmt: skip
+    drawn = report.model_copy(update={"pruning": ({"stage": "slim", "layers": layers, "because": "x"},)})
+    page = drawn.to_html()
+    shades = re.findall(r'class="on" style="opacity:([\d.]+)"', page)
+    assert shades == ["0.31", "1.0", "0.54", "0.08"]
+    assert 'style="width:25.0%"' in page
+    assert "0.1 to 0.4" in drawn.to_markdown()

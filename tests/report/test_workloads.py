@@ -1,7 +1,7 @@
 """What a benchmark asks of processes, and all of it on a tiny model."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from compressor.export.exporter import Exporter
 from compressor.report.latency import latency_rows
 from compressor.report.resources import resources
 from compressor.report.subjects import Subject, time_subjects
-from compressor.report.workloads import Desk, skipped, too_long, works_asked
+from compressor.report.workloads import Desk, skipped, too_large, works_asked
 from compressor.stage import silent
 
 WHOLE = Work(end_to_end=True)
@@ -44,9 +44,22 @@ def test_a_grid_is_every_batch_with_every_length_but_the_plain_one():
 
 
 def test_a_model_does_only_what_it_reads(tiny_classifier: Path):
-    assert too_long(tiny_classifier, Work(length=128)) is None
-    assert too_long(tiny_classifier, Work(length=129)) == "the model reads 128 tokens a row at most"
-    assert too_long(Path("nowhere"), Work(batch=999, length="padded")) is None
+    assert too_large(tiny_classifier, Work(length=128), Target()) is None
+    assert too_large(tiny_classifier, Work(length=129), Target()) == "the model reads 128 tokens a row at most"
+    assert too_large(Path("nowhere"), Work(batch=999, length="padded"), Target()) is None
+
+
+def test_tensorrt_is_given_no_batch_beyond_its_kernels_and_the_report_says_so():
+    target = Target(device="gpu", engine="tensorrt", workload=Workload(batch=64))
+    assert too_large(Path("nowhere"), Work(batch=32), target) is None
+    (more,) = [work for work in works_asked(Benchmark(), target) if work == Work(batch=64)]
+    subject = Subject("model", Path("nowhere"))
+    desk = Desk({"model": subject}, None, Path("rows"), 1, target, Benchmark(), 17, silent)
+    assert desk.further_work()[more] == []
+    timing = Timing((Slot("model", 0, 0, (0,), (1,)),), 1, None, {}, 0.0, None, None, None)
+    benchmark = Benchmark(targets=["rt"])
+    rows = latency_rows("model", {"rt": timing}, folder=subject.folder, targets={"rt": target}, benchmark=benchmark)
+    assert {row.reason for row in rows if row.batch == 64} == {"TensorRT makes kernels for 32 rows in one call at most"}
 
 
 def test_a_desk_goes_on_while_a_subject_is_neither_faster_slower_nor_the_same(tmp_path: Path):
@@ -66,6 +79,22 @@ def test_a_desk_goes_on_while_a_subject_is_neither_faster_slower_nor_the_same(tm
     assert not desk.undecided(slots(1.0, 0.001))
     assert desk.undecided(slots(0.97, 0.05))
     assert not Desk(named, None, tmp_path, 1, Target(), Benchmark(), 17, silent, 3).undecided(slots(0.97, 0.05))
+
+
+def test_the_reference_in_pytorch_does_the_plain_work_alone_and_is_not_judged(tmp_path: Path):
+    onnx = Subject("teacher", tmp_path / "onnx", torch_folder=tmp_path / "torch")
+    torch = replace(onnx, engine="torch", folder=tmp_path / "torch")
+    named = {"teacher": onnx, "teacher/aa": onnx, "teacher/pytorch": torch}
+    desk = Desk(named, "teacher/aa", tmp_path, 1, Target(), Benchmark(), 17, silent, 3, "teacher/pytorch")
+    assert desk.names == ["teacher"]
+    assert "--engine torch" in " ".join(desk.command("teacher/pytorch", 1).command)
+    wobble = np.random.default_rng(0).normal(0, 0.3, 15)
+    slots = [
+        Slot(name, number, 0, (0,), (int(1e6 * (1 if "torch" not in name else np.exp(one))),))
+        for number, one in enumerate(wobble)
+        for name in named
+    ]
+    assert not desk.undecided(slots)
 
 
 def test_a_gpu_is_skipped_where_there_is_none(monkeypatch: pytest.MonkeyPatch):

@@ -1,7 +1,9 @@
 """`engine: fastest`: who is timed, who is refused, which is kept and where it is written."""
 
 import importlib.util
+import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from compressor.bench.settings import Target
 from compressor.errors import InputError
 from compressor.export.exporter import Exporter
 from compressor.model.manifest import recorded_engine
-from compressor.runtime import choose
+from compressor.runtime import choose, predictor
 from compressor.runtime.choose import at_target, choose_engine, chosen_of, made_up, not_here, why_not
 from compressor.runtime.engine import Opening
 from compressor.runtime.predictor import load
@@ -88,7 +90,7 @@ def test_an_engine_that_answers_otherwise_is_refused(folder, monkeypatch):
         return logits(self, texts) + (1.0 if self.engine == "torch" else 0.0)
 
     monkeypatch.setattr(choose.Predictor, "logits", wrong)
-    found = choose_engine(folder, TEXTS[:3], opening=Opening(threads=1), rounds=2, record=False)
+    found = choose_engine(folder, TEXTS[:3], opening=Opening(threads=1), rounds=3, record=False)
     assert found.refused["torch"] == "its logits are up to 1 from those of onnxruntime, 0.002 is rounding"
     assert "torch" not in found.milliseconds
 
@@ -126,11 +128,82 @@ def test_why_a_model_does_not_run_at_a_target_is_known_beforehand(folder, tmp_pa
     assert why_not(folder, Target(threads=1)) is None
     assert "which TensorRT does not read" in why_not(folder, Target(device="gpu", engine="tensorrt"))
     assert "is not a folder" in why_not(tmp_path / "nowhere", Target())
+    assert "engine fastest is known once it was measured" in why_not(folder, Target(engine="fastest"))
 
 
-def test_a_folder_that_opens_nowhere_is_refused_with_every_reason(tmp_path):
-    with pytest.raises(InputError, match=r"opens in no engine on device cpu: onnxruntime: .*not a folder.*; torch: "):
+def test_a_folder_that_opens_nowhere_is_refused_with_every_reason_once(tmp_path, folder):
+    with pytest.raises(InputError, match=r"^\S+nowhere is not a folder; give the folder of a model, such as \S+$"):
         choose_engine(tmp_path / "nowhere")
+    broken = shutil.copytree(folder, tmp_path / "broken", ignore=shutil.ignore_patterns("*.safetensors"))
+    (broken / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(InputError, match=r"opens in no engine on device cpu: onnxruntime: .*; torch: .*; openvino: "):
+        choose_engine(broken)
+    with pytest.raises(InputError, match=r"rounds must be 3 or more \(got 2\)"):
+        choose_engine(folder, rounds=2)
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    """Timing that takes no time and finds torch the fastest; gives the names that it was asked for."""
+    asked = []
+
+    def fake(commands, **_more):
+        asked.extend(one.name for one in commands)
+        slower = {one.name: STEADY for one in commands if one.name != "torch"}
+        return timing(slower | {"torch": [0.5 * one for one in STEADY]})
+
+    monkeypatch.setattr(choose, "time_in_turn", fake)
+    return asked
+
+
+def test_what_was_measured_on_a_gpu_is_not_recorded_for_the_cpu(folder, tmp_path, monkeypatch, untimed):
+    folder = shutil.copytree(folder, tmp_path / "model")
+    open_here = choose.open_predictor
+
+    def on_cpu(where, engine, opening):
+        return open_here(where, "torch", replace(opening, device="cpu")) if engine == "torch" else refuse(engine)
+
+    def refuse(engine):
+        raise InputError(f"no {engine} here")
+
+    monkeypatch.setattr(choose, "open_predictor", on_cpu)
+    assert choose_engine(folder, TEXTS[:2], opening=Opening(device="gpu")).engine == "torch"
+    assert recorded_engine(folder) is None
+    assert load(folder, threads=1).engine == "onnxruntime"
+    monkeypatch.setattr(predictor, "open_predictor", lambda where, engine, _opening: (where, engine))
+    assert load(folder, engine="fastest", device="gpu") == (folder, "torch")
+    assert recorded_engine(folder) is None
+
+
+def test_a_folder_that_takes_no_record_is_answered_all_the_same(
+    tiny_classifier, folder, tmp_path, monkeypatch, untimed
+):
+    stock = shutil.copytree(tiny_classifier, tmp_path / "stock")
+    with pytest.warns(
+        UserWarning, match=r"torch is the fastest here and will be measured again: .* no compressor\.json"
+    ):
+        assert load(stock, engine="fastest").predict(["dull"])[0] in ("bad", "good")
+    untimed.clear()
+    with pytest.raises(InputError, match=r"holds no compressor\.json to record an engine in"):
+        choose_engine(stock)
+    monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.W_OK)
+    with pytest.raises(InputError, match=r"cannot be written, so no engine is kept in it; copy the folder"):
+        choose_engine(folder)
+    assert untimed == []
+
+
+def test_looking_for_engines_leaves_the_threads_of_torch_alone(folder, untimed):
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        choose_engine(folder, TEXTS[:2], opening=Opening(threads=1), record=False)
+        assert untimed[0:2] == ["onnxruntime", "torch"]
+        assert why_not(folder, Target(engine="torch", threads=1)) is None
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_rows_are_made_where_none_are_given(folder, tmp_path, tiny_classifier):

@@ -99,6 +99,10 @@ def test_openvino_needs_an_exported_graph(folders):
         ({"device": "tpu"}, r"device must be one of cpu, gpu \(got 'tpu'\)"),
         ({"precision": "fp16"}, "precision fp16 is for device gpu; on cpu the file says it"),
         ({"precision": "fp8", "device": "gpu"}, r"precision must be one of fp32, fp16, bf16 \(got 'fp8'\)"),
+        ({"engine": "fastest", "device": "tpu"}, r"device must be one of cpu, gpu \(got 'tpu'\)"),
+        ({"engine": "fastest", "precision": "fp8", "device": "gpu"}, r"^precision must be one of .* \(got 'fp8'\)$"),
+        ({"engine": "onnxruntime", "threads": 0}, r"threads must be 1 or more \(got 0\); leave it out for all"),
+        ({"engine": "fastest", "threads": -1}, r"^threads must be 1 or more \(got -1\)"),
         ({"engine": "nimble"}, r"engine must be one of auto, onnxruntime, torch, .* \(got 'nimble'\)"),
     ],
 )
@@ -137,7 +141,7 @@ def test_a_recorded_engine_that_is_not_installed_is_said(folders, tmp_path, monk
 
 
 def test_an_engine_is_recorded_in_a_manifest_alone(tmp_path):
-    with pytest.raises(InputError, match=r"holds no compressor\.json to record engine 'torch' in"):
+    with pytest.raises(InputError, match=r"holds no compressor\.json to record an engine in"):
         record_engine(tmp_path, "torch")
     (tmp_path / "compressor.json").write_text('{"engine": 3}')
     with pytest.raises(InputError, match=r"engine must be a name \(got 3\)"):

@@ -122,7 +122,6 @@ def test_marks_of_the_device_measure_work_and_not_the_wait_for_it():
                 a @ a
             taken.append(device.nanoseconds(start, device.event()))
     assert 4 < taken[1] / taken[0] < 12
-    assert device.memory() >= a.numel() * a.element_size()
 
 
 @pytest.mark.parametrize(

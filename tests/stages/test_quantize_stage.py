@@ -24,6 +24,7 @@ from compressor.stages.quantize import Quantize
 from compressor.stages.teacher import Teacher
 
 TEACHER = Teacher(model="./bert")
+GATE = {"gate": {"accuracy": ">= 50%"}}
 
 
 def stage(**settings):
@@ -84,6 +85,9 @@ def test_the_key_holds_the_machine_only_where_a_timing_decides():
 def test_settings_of_schemes_that_are_not_tried_are_in_no_key():
     plain = stage().key_settings()
     assert not {"qat", "weight_only", "mixed"} & set(plain)
+    learned = stage(**{"try": ["qat"]}).key_settings()
+    assert "qat" in learned
+    assert not {"calibrate", "smooth", "mixed", "weight_only"} & set(learned)
     static = stage(**{"try": ["static"], "mixed": {"max_float": 0.5}})
     assert static.key_settings()["mixed"]["max_float"] == 0.5
     assert stage(isa="vnni").key_settings() != plain
@@ -134,6 +138,10 @@ def test_the_stage_is_for_the_cpu_among_the_benchmarks_targets(desk):
 def test_a_scheme_that_the_target_cannot_run_is_refused_before_anything_is_made(desk):
     with pytest.raises(InputError, match=r"dynamic cannot run on a target with device gpu: .* precision: fp16"):
         stages_of(recipe_with(desk, benchmark={"targets": ["gpu"]}))
+    timed = {"targets": {"rt": {"device": "gpu", "engine": "tensorrt"}}, "benchmark": {"targets": ["rt"]}}
+    timed |= {"stages": [{"id": "int8", "quantize": {"try": ["static"], "choose": "fastest"}}]}
+    with pytest.raises(InputError, match=r"stage int8: quantize.choose must be smallest or most_accurate"):
+        stages_of(recipe_with(desk, **timed))
     light = {"benchmark": {"targets": ["gpu"]}, "stages": [{"id": "small", "quantize": {"try": ["weight_only"]}}]}
     assert stages_of(recipe_with(desk, **light))[1].target == "cuda"
 
@@ -180,6 +188,13 @@ def test_a_stage_for_a_gpu_through_cuda_is_refused(run, tmp_path):
         ({"try": ["static"], "calibrate": {"percentile": 99.0}}, "percentile is set, which only method percentile"),
         ({"try": ["mixed"], "mixed": {"drop": "<= -1pp"}}, "drop must be a fall in points"),
         ({"smooth": {}}, "alpha"),
+        ({"try": ["weight_only"], "calibrate": {"rows": 1000}}, "calibrate serves dynamic and mixed and static alone"),
+        ({"try": ["qat"], "calibrate": {"from": "both"}}, "calibrate serves dynamic and mixed and static alone"),
+        ({"try": ["static"], "mixed": {"of": "static"}}, "mixed.of serves mixed alone; add mixed to try"),
+        ({"try": ["static"], "mixed": {"drop": "<= 1pp"}}, "mixed.drop serves mixed alone; add mixed to try"),
+        ({"try": ["static"], "mixed": {"agreement": 0.9}}, "mixed.agreement serves mixed alone; add mixed to try"),
+        ({"try": ["static"], "mixed": {"max_float": 0.5}, **GATE}, "mixed.max_float serves mixed alone where there is"),
+        ({"try": ["mixed"], "mixed": {"drop": "<= 1pp"}, **GATE}, "mixed.drop serves where there is no gate alone"),
     ],
 )
 def test_settings_that_would_change_nothing_are_refused(said, message):

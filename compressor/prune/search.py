@@ -1,0 +1,308 @@
+"""Which heads and neurons each layer keeps so that most importance fits into a time: an exact dynamic programme."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from compressor.model.importance import Scores
+from compressor.model.manifest import LayerShape, Shapes
+from compressor.model.surgery import Kept
+from compressor.prune.latency_table import LatencyTable
+from compressor.prune.schedule import Choice, LayerVerdict
+from compressor.prune.settings import Kind
+
+BINS = 4096
+"""Equal parts that the time to be shared out is counted in; a choice is rounded up to whole ones, so that the time is
+never exceeded, and of 24 choices that leaves less than 0.3 % of it unused on average."""
+
+ROUNDING = 1e-9
+"""Share of a budget that sums of floats may be off."""
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A count of one layer's heads, or neurons, with the importance that it keeps and what it costs."""
+
+    count: int
+    importance: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """What one layer may keep: one option of each kind, or, where it is removable, nothing at no cost."""
+
+    heads: tuple[Option, ...]
+    neurons: tuple[Option, ...]
+    removable: bool = False
+
+    @property
+    def least(self) -> float:
+        """The least that it can cost."""
+        return 0.0 if self.removable else sum(min(each.cost for each in kind) for kind in (self.heads, self.neurons))
+
+
+def best_counts(
+    layers: Sequence[LayerOptions], *, budget: float, bins: int = BINS
+) -> list[tuple[int, int] | None] | None:
+    """For each layer the counts of heads and neurons, None for one that goes, that together keep most importance.
+
+    A knapsack whose items are the layers' halves, solved over all of them and all times up to the budget (as in ZipLM,
+    Kurtic et al. 2023, https://arxiv.org/abs/2302.04089). Of equals the cheapest is taken.
+
+    Args:
+        budget: what the layers may cost together, in the unit of their costs; never exceeded.
+        bins: parts that the budget, less what the layers cost at least, is counted in.
+    Returns: None where even the cheapest options cost more.
+    """
+    left = budget - sum(layer.least for layer in layers)
+    if left < -ROUNDING * abs(budget):
+        return None
+    width = max(0.0, left) / bins
+    values, chosen = np.zeros(bins + 1), list[_Chosen]()
+    for layer in layers:
+        values, found = _with_layer(values, layer, width)
+        chosen.append(found)
+    place = int(np.argmax(values))
+    counts: list[tuple[int, int] | None] = []
+    for layer, found in zip(reversed(layers), reversed(chosen), strict=True):
+        if found.gone[place]:
+            counts.append(None)
+            continue
+        heads = int(found.heads[place])
+        place -= found.head_bins[heads]
+        neurons = int(found.neurons[place])
+        place -= found.neuron_bins[neurons]
+        counts.append((layer.heads[heads].count, layer.neurons[neurons].count))
+    return counts[::-1]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The best options of one layer for every number of bins that it and the layers before it may take."""
+
+    heads: npt.NDArray[np.int64]
+    head_bins: list[int]
+    neurons: npt.NDArray[np.int64]
+    neuron_bins: list[int]
+    gone: npt.NDArray[np.bool_]
+
+
+def _with_layer(before: Array, layer: LayerOptions, width: float) -> tuple[Array, _Chosen]:
+    """Most importance of the layers so far for every number of bins, shape (bins + 1,), and how it is had."""
+    neuron_bins = _bins_of(layer.neurons, width, removable=layer.removable)
+    head_bins = _bins_of(layer.heads, width, removable=layer.removable)
+    values, neurons = _with_options(before, layer.neurons, neuron_bins)
+    values, heads = _with_options(values, layer.heads, head_bins)
+    gone = (before >= values) if layer.removable else np.zeros(len(before), dtype=bool)
+    return np.where(gone, before, values), _Chosen(heads, head_bins, neurons, neuron_bins, gone)
+
+
+def _bins_of(options: Sequence[Option], width: float, *, removable: bool) -> list[int]:
+    """Bins that each option takes beyond the layer's least, rounded up."""
+    least = 0.0 if removable else min(option.cost for option in options)
+    above = [option.cost - least for option in options]
+    most = 2**31  # no budget has as many
+    return [0 if cost <= 0 else most if width <= 0 else min(most, math.ceil(round(cost / width, 9))) for cost in above]
+
+
+def _with_options(before: Array, options: Sequence[Option], bins: Sequence[int]) -> tuple[Array, npt.NDArray[np.int64]]:
+    """The best value for every number of bins with one of the options added, and which option that is."""
+    best, which = np.full(len(before), -np.inf), np.zeros(len(before), dtype=np.int64)
+    for number, (option, taken) in enumerate(zip(options, bins, strict=True)):
+        if taken >= len(before):
+            continue
+        found = before[: len(before) - taken] + option.importance
+        better = found > best[taken:]
+        best[taken:][better] = found[better]
+        which[taken:][better] = number
+    return best, which
+
+
+def layer_options(
+    layer: LayerShape, heads: Tensor, neurons: Tensor, table: LatencyTable, remove: frozenset[Kind]
+) -> LayerOptions:
+    """What a layer may keep, with its times from the table; one head and one neuron at least unless layers may go.
+
+    Args:
+        heads: scores of the layer's heads, shape (heads,).
+        neurons: scores of its neurons, shape (neurons,).
+    """
+    bottom = 0 if "layers" in remove else 1
+    head_counts = range(min(bottom, layer.heads), layer.heads + 1) if "heads" in remove else [layer.heads]
+    neuron_counts = _neuron_counts(layer.ffn, table.step, bottom) if "ffn" in remove else [layer.ffn]
+    return LayerOptions(
+        heads=_options(heads, head_counts, table.attention),
+        neurons=_options(neurons, neuron_counts, table.feed_forward),
+        removable={"heads", "ffn", "layers"} <= remove,
+    )
+
+
+def _neuron_counts(count: int, step: int, bottom: int) -> list[int]:
+    """Whole steps up to `count`, and `count` itself: what is there may stay as it is."""
+    return [*(each for each in range(0, count, step) if each >= bottom), count]
+
+
+def _options(scores: Tensor, counts: Sequence[int], cost: Callable[[int], float]) -> tuple[Option, ...]:
+    """The options of one kind: of any count the parts of greatest score stay."""
+    kept = np.concatenate([[0.0], np.cumsum(np.sort(scores.double().cpu().numpy())[::-1])])
+    return tuple(Option(count, float(kept[count]), cost(count)) for count in counts)
+
+
+def least_time(sizes: Shapes, table: LatencyTable, remove: frozenset[Kind]) -> float:
+    """The least milliseconds that pruning can leave, up to the next 0.0001: as `floor` of other quantities."""
+    bottom = 0 if "layers" in remove else 1
+    least = [
+        table.attention(min(bottom, layer.heads) if "heads" in remove else layer.heads)
+        + table.feed_forward(min(_neuron_counts(layer.ffn, table.step, bottom)) if "ffn" in remove else layer.ffn)
+        for layer in sizes.layers
+    ]
+    found = table.rest_ms + (min(least) if "layers" in remove else sum(least))
+    return math.ceil(round(found * 1e4, 6)) / 1e4
+
+
+def choose_by_time(
+    sizes: Shapes,
+    scores: Scores,
+    *,
+    remove: frozenset[Kind],
+    table: LatencyTable,
+    budget: float,
+    last: float | None = None,
+    loss_with: Callable[[Kept], float],
+) -> Choice:
+    """The shapes that keep most importance in `budget` milliseconds; in each layer the parts of least score go first.
+
+    Where layers may go, the model without its least layer (score per millisecond), without its two least and so on
+    share out the same time, as long as the measured loss falls.
+
+    Args:
+        budget: milliseconds that may remain after this step; at least `least_time`.
+        last: those after the last step, below which no layer that need not go is taken; that of this step unless given.
+        loss_with: mean loss of the sample when only the given parts are used; called only where layers may go.
+    """
+    filled = _Filled(sizes, scores, remove, table, budget)
+    every = list(range(len(sizes.layers)))
+    if "layers" not in remove:
+        kept = filled.of(every)
+        assert kept is not None, "the budget is at least the floor"
+        return Choice(kept, _lost(sizes, scores, kept), ())
+    tried = list(_fewer_layers(filled, every, budget if last is None else last, loss_with)) or [filled.least()]
+    best = min(tried, key=lambda each: each.loss)
+    verdicts = tuple(_verdict(layer, best, tried, scores) for layer in every)
+    return Choice(best.kept, _lost(sizes, scores, best.kept), verdicts)
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """The search of one step."""
+
+    sizes: Shapes
+    scores: Scores
+    remove: frozenset[Kind]
+    table: LatencyTable
+    budget: float
+
+    def of(self, present: Sequence[int]) -> Kept | None:
+        """What stays of these layers within the budget; None where that cannot be reached with all of them."""
+        options = [
+            layer_options(
+                self.sizes.layers[layer], self.scores.heads[layer], self.scores.neurons[layer], self.table, self.remove
+            )
+            for layer in present
+        ]
+        counts = best_counts(options, budget=self.budget - self.table.rest_ms)
+        if counts is None:
+            return None
+        left = {layer: found for layer, found in zip(present, counts, strict=True) if found is not None}
+        return self._kept(left or {max(present, key=lambda each: float(self.scores.layers[each])): (0, 0)})
+
+    def least(self) -> _Tried:
+        """The layer alone that takes least time, for where no other set of layers reaches the budget."""
+        layers = self.sizes.layers
+        alone = min(range(len(layers)), key=lambda each: self.table.layer(layers[each]))
+        kept = self.of([alone])
+        assert kept is not None, "the budget is at least the floor"
+        return _Tried(tuple(each for each in range(len(layers)) if each != alone), kept, 0.0)
+
+    def _kept(self, left: dict[int, tuple[int, int]]) -> Kept:
+        """The parts of greatest score in the numbers that are left; all parts are named in layers that go."""
+        counts = [left.get(layer, (shape.heads, shape.ffn)) for layer, shape in enumerate(self.sizes.layers)]
+        return Kept(
+            heads=tuple(_greatest(each, count) for each, (count, _) in zip(self.scores.heads, counts, strict=True)),
+            neurons=tuple(_greatest(each, count) for each, (_, count) in zip(self.scores.neurons, counts, strict=True)),
+            layers=tuple(sorted(left)),
+        )
+
+
+def _greatest(scores: Tensor, count: int) -> tuple[int, ...]:
+    """The `count` parts of greatest score, ascending; of equals the first go."""
+    values = scores.tolist()
+    order = sorted(range(len(values)), key=lambda index: (values[index], index))
+    return tuple(sorted(order[len(order) - count :]))
+
+
+def _lost(sizes: Shapes, scores: Scores, kept: Kept) -> float:
+    """Sum of the scores of what goes; of a whole layer its own."""
+    lost = 0.0
+    for layer in range(len(sizes.layers)):
+        if layer not in kept.layers:
+            lost += float(scores.layers[layer])
+            continue
+        for values, stay in ((scores.heads[layer], kept.heads[layer]), (scores.neurons[layer], kept.neurons[layer])):
+            lost += float(values.sum()) - float(values[list(stay)].sum())
+    return lost
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """One set of layers that was tried, and the measured loss of the model that is left of it."""
+
+    without: tuple[int, ...]
+    kept: Kept
+    loss: float
+
+
+def _fewer_layers(
+    filled: _Filled, every: Sequence[int], last: float, loss_with: Callable[[Kept], float]
+) -> Iterator[_Tried]:
+    """What was tried, one layer fewer each time, until the loss no longer falls; at least one."""
+    shapes, table = filled.sizes.layers, filled.table
+    order = sorted(every, key=lambda each: float(filled.scores.layers[each]) / max(1e-9, table.layer(shapes[each])))
+    before: float | None = None
+    for count in range(len(every)):
+        present = sorted(order[count:])
+        if before is not None and table.total(shapes[layer] for layer in present) < last:
+            return
+        kept = filled.of(present)
+        if kept is None:
+            continue
+        tried = _Tried(tuple(order[:count]), kept, loss_with(kept))
+        yield tried
+        if before is not None and tried.loss >= before:
+            return
+        before = tried.loss
+
+
+def _verdict(layer: int, best: _Tried, tried: Sequence[_Tried], scores: Scores) -> LayerVerdict:
+    """Why a layer went or stayed."""
+    removed, score = layer not in best.kept.layers, float(scores.layers[layer])
+    without = next((each for each in tried if layer in each.without), None)
+    beside = next((each for each in reversed(tried) if layer in each.kept.layers), None)
+    if removed and (layer not in best.without or (beside is None and layer not in tried[0].without)):
+        return LayerVerdict(layer, True, score, "heads and neurons of other layers keep more importance in its time")
+    if without is None:
+        return LayerVerdict(layer, False, score, "layers of less score per millisecond stay")
+    if beside is None:
+        return LayerVerdict(layer, True, score, "heads and neurons alone do not reach the target")
+    relation = "below" if without.loss < beside.loss else "not below"
+    why = f"the loss without it, {without.loss:.4g}, is {relation} {beside.loss:.4g} with it in the same time"
+    return LayerVerdict(layer, removed, score, why, without.loss, beside.loss)
