@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compressor.errors import CompressorError, InputError
-from compressor.model.graph_file import MODEL_FILE, open_graph, precision_of, require_classifier
+from compressor.model.graph_file import MODEL_FILE, model_file, open_graph, precision_of, require_classifier
 from compressor.model.manifest import MANIFEST_NAME, Manifest, Precision, read_manifest
 from compressor.sources.models import looks_local, resolve_model
 from compressor.sources.settings import ModelSource
@@ -103,8 +103,8 @@ def relabelled(opened: Opened, giver: Opened, *, work: Path) -> Opened:
     folder, said = opened.folder, {}
     if not opened.copied:
         folder = _copy(opened.folder, work)
-        if (opened.folder / MODEL_FILE).is_file():
-            _link_graph(opened.folder / MODEL_FILE, folder)
+        if (graph := model_file(opened.folder)) is not None:
+            _link_graph(graph, folder)
         said = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     manifest = replace(opened.manifest, labels=wanted)
     manifest.write(folder, extra=said)

@@ -56,8 +56,11 @@ class Subject:
 
     def files(self) -> list[Path]:
         """The files that hold the weights; InputError where there are none."""
-        pattern = "model.onnx*" if self.engine == "onnxruntime" else "*.safetensors"
-        found = sorted(path for path in self.folder.glob(pattern) if path.is_file())
+        place, pattern = self.folder, "*.safetensors"
+        if self.engine == "onnxruntime":
+            graph = model_file(self.folder) or self.folder / MODEL_FILE
+            place, pattern = graph.parent, f"{graph.name}*"
+        found = sorted(path for path in place.glob(pattern) if path.is_file())
         if not found:
             raise InputError(f"{self.name}: {self.folder} holds no {pattern} for engine {self.engine}")
         return found

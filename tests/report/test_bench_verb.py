@@ -70,6 +70,18 @@ def test_models_of_others_are_timed_and_scored_beside_ours(
     assert [contents(folder) for folder in (tiny_classifier, stranger, optimum)] == before
 
 
+def test_a_folder_in_hub_layout_is_timed_and_called_as_another_calls_its_classes(
+    tiny_classifier: Path, stranger: Path, tmp_path: Path
+):
+    hub = Exporter(tiny_classifier, layout="hub").export(tmp_path / "hub")
+    assert not (hub / "model.onnx").exists()
+    report = bench([str(stranger), str(hub)], rounds=3, looks=1, threads=1, benchmark={"pytorch": False})
+    row = report.subject("hub")
+    assert row.latency[0].status == "measured"
+    assert row.bytes == (hub / "onnx" / "model.onnx").stat().st_size
+    assert report.pytorch is None
+
+
 def test_without_rows_our_own_sentences_are_timed_and_nothing_is_scored(tiny_classifier: Path, stranger: Path):
     report = bench([str(tiny_classifier), str(stranger)], rounds=3, looks=1, threads=1)
     other = report.subject("stranger")
