@@ -6,7 +6,7 @@ Subjects: a BERT with the layers and tokenizer of the MiniLM that recipes/teache
 teacher given) and a width of 128, as ONNX, its weights random, as times do not depend on them; the same file again,
 whose interval is the noise floor as in every report; a copy of it; and the model with one layer fewer. Each run starts
 them anew and times them as a report does: 64 of the data's rows, one pinned process each, rounds in a balanced order,
-Student's t interval of the paired log ratios, and the verdict beside the noise floor.
+interval of the paired log ratios (Student's t with Newey and West's error), and the verdict beside the noise floor.
 
 The load: for every usable processor a process that works for 1 to 5 seconds, rests as long, and so on, at the same
 priority, from before the first run until after the last. Slots are shorter than a report's, so that the subjects of a

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -77,6 +77,16 @@ class DataSets:
     """What `unlabelled` is made of, in order; empty means one source without a share."""
     notes: tuple[str, ...] = ()
     """What a reader of the report should know about the rows, one sentence each."""
+
+    @property
+    def scored_part(self) -> Literal["test", "select"]:
+        """The rows that a report scores: test, or select where there are none."""
+        return "test" if self.test is not None and len(self.test) else "select"
+
+    @property
+    def scored(self) -> Rows:
+        """Those rows."""
+        return self.select if self.test is None or self.scored_part == "select" else self.test
 
 
 def read_data(data: Data, task: Task, *, base: Path, teacher_labels: Sequence[str] | None = None) -> DataSets:

@@ -43,10 +43,10 @@ class Comparison:
 
 def scored_rows(data: DataSets) -> tuple[list[Text], list[int | None], bool]:
     """Texts and class ids that scores are taken on: test, or select (then False) where there is no test set."""
-    rows = data.test if data.test is not None and len(data.test) else data.select
+    rows = data.scored
     if not len(rows):
         raise InputError("there are no rows to score on; give data.test")
-    return list(rows.texts), list(rows.labels), rows is data.test
+    return list(rows.texts), list(rows.labels), data.scored_part == "test"
 
 
 def open_rows(data: DataSets | Data | Mapping[str, Any], model: Path, *, base: Path | None = None) -> DataSets:

@@ -114,8 +114,8 @@ def score_checks(
         if kept is None and recorded is None:
             yield Check("not checked", "score", "the report has neither answers nor a score of the deployed stage")
             return
-        texts, references, on_test = scored_rows(rows)
-        used = rows.test if on_test and rows.test is not None else rows.select
+        texts, references, _ = scored_rows(rows)
+        used = rows.scored
         if kept is not None and (kept.rows != used.digest() or kept.labels != tuple(rows.labels)):
             words = f"the recipe's rows are others now ({len(used)}) than when it was scored ({len(kept.references)})"
             yield Check("fail", "score", words)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compressor.data.rows import DataSets
 from compressor.model.digest import model_digest
 from compressor.model.manifest import DIGEST_SCHEME, ENGINE_KEY
 from compressor.runner.chain import Chain
@@ -48,8 +47,7 @@ def write_report_and_final(chain: Chain, made: Made, best: str, key: str) -> Non
     from compressor.report.measure import write_report
 
     directory, data = chain.directory, chain.data
-    part = scored_part(data)
-    rows = data.select if part == "select" or data.test is None else data.test
+    part, rows = data.scored_part, data.scored
     (directory.report / "key.json").unlink(missing_ok=True)
     write_report(made.report, directory.report, made.timings, made.apart)
     keep_answers(directory.report, made.subjects, rows.labels, data.labels, rows=rows.digest(), part=part)
@@ -86,11 +84,6 @@ def _temperature(report: Report, best: str, rows: int) -> dict[str, float]:
     if found is None or rows < TEMPERATURE_ROWS or found.error_after >= found.error:
         return {}
     return {"temperature": found.temperature}
-
-
-def scored_part(data: DataSets) -> str:
-    """The rows that a report scores: test, or select where there are none."""
-    return "test" if data.test is not None and len(data.test) else "select"
 
 
 def _hub_id(chain: Chain) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from compressor.errors import GateError, UndecidedError
 from compressor.model.digest import model_digest
 from compressor.runner.baselines import with_baselines
 from compressor.runner.chain import Chain, rows_digests, stages_of
-from compressor.runner.deploy import Made, scored_part, version, write_report_and_final
+from compressor.runner.deploy import Made, version, write_report_and_final
 from compressor.runner.directory import RunDirectory, read_json, read_lines
 from compressor.runner.keys import digest, library_versions
 from compressor.runner.laid_out import layout_asked
@@ -21,9 +21,11 @@ from compressor.runner.scoring import answers, onnx_folder
 from compressor.stage import Progress
 
 if TYPE_CHECKING:
+    from compressor.evaluate.gates import BudgetRow
+    from compressor.evaluate.settings import Budget
     from compressor.report.assemble import Told
     from compressor.report.engines import Engines
-    from compressor.report.model import Quantization, Report
+    from compressor.report.model import BudgetLine, Quantization, Report
     from compressor.report.subjects import Subject
 
 
@@ -75,12 +77,16 @@ def _exit(chain: Chain, report: Report, stop: Stop | None) -> tuple[int, str | N
         code = UndecidedError.exit_code if stop.verdict == "undecided" else GateError.exit_code
         kept = f"final/ holds {stop.before}" if stop.before else "final/ holds the teacher as it is"
         return code, f"stage {stop.stage} broke its gate: {stop.because}; {kept}"
-    missed = [f"{row.what} {row.limit}: {row.because}" for row in report.budgets if row.verdict == report.verdict]
-    if report.verdict == "fail":
-        return GateError.exit_code, f"the budget is not kept: {'; '.join(missed)}"
-    if report.verdict == "undecided":
-        code = UndecidedError.exit_code if chain.recipe.budget.undecided == "fail" else 0
-        return code, f"the budget is undecided: {'; '.join(missed)}"
+    return by_budget(report.verdict, report.budgets, chain.recipe.budget)
+
+
+def by_budget(verdict: str, rows: Sequence[BudgetLine | BudgetRow], budget: Budget) -> tuple[int, str | None]:
+    """Exit code and what is told with it where only the budget can have failed."""
+    missed = "; ".join(f"{row.what} {row.limit}: {row.because}" for row in rows if row.verdict == verdict)
+    if verdict == "fail":
+        return GateError.exit_code, f"the budget is not kept: {missed}"
+    if verdict == "undecided":
+        return UndecidedError.exit_code if budget.undecided == "fail" else 0, f"the budget is undecided: {missed}"
     return 0, None
 
 
@@ -141,8 +147,7 @@ def _report(chain: Chain, ids: list[str], best: str, *, truncated: Mapping[str, 
     from compressor.report.subjects import score_subjects, time_subjects
 
     data, recipe = chain.data, chain.recipe
-    part = scored_part(data)
-    rows = data.select if part == "select" or data.test is None else data.test
+    part, rows = data.scored_part, data.scored
     machine = fingerprint()
     kept = [stage_id for stage_id in ids if stage_id not in chain.origin]
     subjects = [_subject(chain, stage_id, part, progress) for stage_id in ids]

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.data.rows import DataSets, Rows
-from compressor.errors import GateError, InputError, UndecidedError
+from compressor.errors import InputError
 from compressor.evaluate.settings import Budget
 from compressor.model.manifest import read_config
 from compressor.recipe.recipe import Recipe
 from compressor.runner.chain import stages_of
 from compressor.runner.directory import RunDirectory, read_json, write_json
+from compressor.runner.finish import by_budget
 from compressor.runner.fold_rows import copies_of, divide, fold_recipe, labelled_rows
 from compressor.runner.prepare import Prepared, prepare
 from compressor.runner.run import RunResult, run
@@ -218,10 +219,4 @@ def ending(found: OutOfFold, codes: Sequence[int], budget: Budget) -> tuple[int,
     ended = [f"{one.run}: {one.ended}" for one in found.folds if one.ended]
     if ended:
         return min(code for code in codes if code), "; ".join(ended)
-    missed = [f"{row.what} {row.limit}: {row.because}" for row in found.budgets if row.verdict == found.verdict]
-    if found.verdict == "fail":
-        return GateError.exit_code, f"the budget is not kept: {'; '.join(missed)}"
-    if found.verdict == "undecided":
-        code = UndecidedError.exit_code if budget.undecided == "fail" else 0
-        return code, f"the budget is undecided: {'; '.join(missed)}"
-    return 0, None
+    return by_budget(found.verdict, found.budgets, budget)
