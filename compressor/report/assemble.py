@@ -43,6 +43,7 @@ from compressor.report.subjects import (
     count_parameters,
     draw_texts,
     model_bytes,
+    no_pytorch,
     same_models,
 )
 from compressor.report.workloads import opens, ratio_target, skipped
@@ -177,6 +178,11 @@ class _Facts:
     def _canonical(self, key: str) -> str:
         return self.same.get(key, key)
 
+    def timed_key(self, subject: Subject) -> str:
+        """Key of the model of that name at the target of ratios, where it is timed there."""
+        same = (one.key for one in self.subjects if (one.name, one.engine) == (subject.name, self.engine))
+        return next(same, subject.key)
+
     def slots(self, key: str) -> dict[int, tuple[int, ...]]:
         """Samples at the target of ratios by round; empty where not timed there."""
         return self.compared.rounds_of(self._canonical(key)) if self.compared is not None else {}
@@ -265,7 +271,7 @@ class _Facts:
         beside = self.reference + PYTORCH
         deployed = next((one for one in reversed(self.chain()) if best in (None, one.name)), None)
         engine = _figure(self.ratio(self.base, beside))
-        ours = _figure(self.ratio(deployed.key, beside)) if deployed is not None else None
+        ours = _figure(self.ratio(self.timed_key(deployed), beside)) if deployed is not None else None
         if engine is None or ours is None or self.first is None or self.compared is None:
             return None
         p50 = measured(self.first, self.compared, beside).p50_ms
@@ -303,10 +309,11 @@ class _Facts:
         steps = []
         chain = self.chain()
         for before, after in pairwise(chain):
-            if self._canonical(before.key) == self._canonical(after.key):
-                speedup = EXACTLY_ONE if self.slots(after.key) else None
+            earlier, later = self._canonical(self.timed_key(before)), self._canonical(self.timed_key(after))
+            if earlier == later:
+                speedup = EXACTLY_ONE if self.slots(later) else None
             else:
-                speedup = _figure(self.ratio(before.key, after.key))
+                speedup = _figure(self.ratio(earlier, later))
             reason = None if speedup else self.untimed
             steps.append(Step(step=after.name, speedup=speedup, drop=self.drop(after.key, before.key), reason=reason))
         return tuple(steps)
@@ -320,8 +327,8 @@ class _Facts:
         names = dict(chain) | {"teacher": chain.get("teacher", chain[self.reference])}
         compared = {name: self.answers[one.key].predictions for name, one in names.items()}
         answers = replace(self.answers[subject.key], compared=compared)
-        ours = self.slots(subject.key)
-        slots = {name: self.slots(one.key) for name, one in names.items()}
+        ours = self.slots(self.timed_key(subject))
+        slots = {name: self.slots(self.timed_key(one)) for name, one in names.items()}
         times = Times(ours, {name: one for name, one in slots.items() if one}) if ours else self.untimed
         size = model_bytes(subject)
         return judge_budget(budget, answers=answers, on_test=self.scored.on_test, times=times, size_bytes=size)
@@ -355,7 +362,19 @@ class _Facts:
         found = [f"Target {name} was not timed: {why}." for name, why in whys if why]
         if self.first is not None and self.first != asked[0]:
             found.append(f"Ratios, the noise and budgets are those of target {self.first} instead of {asked[0]}.")
-        return found
+        return found + self.without_pytorch()
+
+    def without_pytorch(self) -> list[str]:
+        """A sentence where the reference was to be timed in PyTorch, too, and its weights do not open."""
+        if (
+            not self.slots(self.base)
+            or self.slots(self.reference + PYTORCH)
+            or not (self.benchmark or Benchmark()).pytorch
+        ):
+            return []
+        reference = next(one for one in self.subjects if one.key == self.reference)
+        why = no_pytorch(reference)
+        return [f"{self.reference} was not timed in PyTorch: {why}."] if why else []
 
 
 def _figure(interval: Interval | None) -> Figure | None:

@@ -194,11 +194,18 @@ def time_subjects(
 
 
 def _in_pytorch(references: Iterable[Subject], target: Target) -> dict[str, Subject]:
-    """The reference as a process of engine torch, where its weights are here and a CPU runs it in another engine."""
+    """The reference as a process of engine torch, where its weights open and a CPU runs it in another engine."""
     if target.device != "cpu" or opens(target) == "torch":
         return {}
     return {
         one.name + PYTORCH: replace(one, engine="torch", folder=one.torch_folder)
         for one in references
-        if one.torch_folder is not None
+        if one.torch_folder is not None and no_pytorch(one) is None
     }
+
+
+def no_pytorch(reference: Subject) -> str | None:
+    """Why its safetensors cannot be timed in PyTorch; None where they can, or there are none."""
+    from compressor.runtime.choose import why_not
+
+    return None if reference.torch_folder is None else why_not(reference.torch_folder, Target(engine="torch"))

@@ -221,6 +221,11 @@ def _timed(
         return
     folders = {"teacher": teacher, "final": final}
     at = _timed_at(report, stage)
+    rows_there = (one for row in subjects if row.name == stage for one in row.latency if at and one.target == at[0])
+    engine = next((one.engine for one in rows_there if one.engine), "onnxruntime")
+    if engine != "onnxruntime":
+        yield Check("not checked", "time", f"the report's ratio is of engine {engine}; only onnxruntime is timed here")
+        return
     threads = threads if threads is not None or at is None else at[1]
     seed = int(report.reproduce.get("seed", 17))
     again = measure(

@@ -197,14 +197,19 @@ def opens(target: Target) -> str:
 
 
 def ratio_target(names: Iterable[str], targets: Mapping[str, Target]) -> str | None:
-    """The target that ratios are taken at: the first of onnxruntime, else the first; None where there is none.
+    """The target that ratios are taken at: the first of onnxruntime, else the first that reads ONNX, else the first.
+
+    None where there is none.
 
     >>> ratio_target(["a", "b"], {"a": Target(engine="torch"), "b": Target()})
     'b'
     """
-    known = list(names)
-    usual = (name for name in known if targets.get(name, Target()).engine == "onnxruntime")
-    return next(usual, next(iter(known), None))
+
+    def rank(name: str) -> int:
+        target = targets.get(name, Target())
+        return 0 if target.engine == "onnxruntime" else 1 if opens(target) == "onnxruntime" else 2
+
+    return min(names, key=rank, default=None)
 
 
 def in_short(error: CompressorError) -> str:

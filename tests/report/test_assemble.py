@@ -16,7 +16,15 @@ from compressor.evaluate.settings import Budget
 from compressor.report.assemble import Scored, Told, assemble
 from compressor.report.measure import read_curve, write_report
 from compressor.report.model import Report
-from compressor.report.subjects import Subject, count_parameters, draw_texts, model_bytes, same_models, score_subjects
+from compressor.report.subjects import (
+    Subject,
+    _in_pytorch,
+    count_parameters,
+    draw_texts,
+    model_bytes,
+    same_models,
+    score_subjects,
+)
 
 ROWS, LABELS = 800, ("bad", "good")
 REFERENCES = np.random.default_rng(0).integers(0, 2, ROWS)
@@ -138,6 +146,17 @@ def test_times_beside_pytorch_are_a_second_figure_of_the_same_rounds(report: Rep
     assert Report.model_validate_json(again.to_json()) == again
 
 
+def test_weights_that_pytorch_does_not_open_cost_one_figure_and_are_named(tmp_path: Path):
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "model.safetensors").write_bytes(b"torn")
+    first, *others = subjects(tmp_path)
+    found = [replace(first, torch_folder=tmp_path / "torn"), *others]
+    assert _in_pytorch(found[:1], Target()) == {}
+    again = assemble(told(), found, SCORED, timings={"cpu": timing()})
+    assert again.pytorch is None
+    assert any(doubt.startswith("teacher was not timed in PyTorch: ") for doubt in again.doubts)
+
+
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
 def test_ratios_are_taken_at_the_first_target_where_none_is_of_onnxruntime(report: Report, tmp_path: Path, engine: str):
     (tmp_path / "again").mkdir()
@@ -155,6 +174,9 @@ def test_ratios_are_taken_at_the_first_target_where_none_is_of_onnxruntime(repor
     assert row.latency_ratio == report.subject("int8").versus_teacher.latency_ratio
     assert row.speed_verdict == "faster"
     assert again.noise == report.noise
+    assert [step.speedup for step in again.ladder] == [step.speedup for step in report.ladder]
+    budget = assemble(told(), found, SCORED, timings=timings, targets=targets, budget=BUDGET).budgets
+    assert [line.value for line in budget] == [line.value for line in report.budgets]
     if engine == "torch":
         assert again.subject("int8").versus_teacher.reason == "ratios are taken at target here"
 

@@ -296,6 +296,18 @@ def test_time_is_taken_again_with_the_reports_threads_and_seed(
     assert "threads: 2 at server here, 1 at cpu there" in words(run, "time", rows=rows, time=True, threads=1)
 
 
+def test_a_ratio_of_another_engine_is_not_checked(run: Path, rows: DataSets):
+    report = run / "report" / "report.json"
+    content = json.loads(report.read_text())
+    ratio = {"value": 0.2, "low": 0.19, "high": 0.21}
+    content["subjects"][0]["versus_teacher"] = {"drop": None, "agreement": None, "latency_ratio": ratio}
+    content["machine"] |= {"timing": {"cpu": {"threads": 1}}}
+    content["subjects"][0]["latency"] = [{"target": "cpu", "threads": 1, "status": "measured", "engine": "openvino"}]
+    report.write_text(json.dumps(content))
+    (run / "stages" / "teacher" / "onnx").mkdir(parents=True)
+    assert "is of engine openvino; only onnxruntime is timed" in words(run, "time", rows=rows, time=True)
+
+
 def test_time_without_the_teachers_folder_is_not_checked(run: Path, rows: DataSets):
     report = run / "report" / "report.json"
     content = json.loads(report.read_text())
