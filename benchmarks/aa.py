@@ -1,6 +1,7 @@
 """Are copies of one model called faster or slower on a machine that other work disturbs, and is a lighter one found?
 
     python benchmarks/aa.py [--teacher FOLDER] [--work DIR] [--width N] [--runs N] [--rounds N] [--slot SECONDS]
+    python benchmarks/aa.py --judge
 
 Subjects: a BERT with the layers and tokenizer of the MiniLM that recipes/teacher-movies.yaml starts from (or of the
 teacher given) and a width of 128, as ONNX, its weights random, as times do not depend on them; the same file again,
@@ -12,7 +13,7 @@ The load: for every usable processor a process that works for 1 to 5 seconds, re
 priority, from before the first run until after the last. Slots are shorter than a report's, so that the subjects of a
 round are mostly disturbed alike, and rounds are more. Asked for: the copy called faster or slower in at most 3 of 20
 runs, one layer fewer called faster. Every run is kept in --result as it ends, with the medians of its rounds, from
-which the rest can be made again.
+which --judge makes intervals and verdicts again, by the statistics of now.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def make(teacher: Path, folder: Path, *, width: int, layers: int) -> None:
 def timed_once(folders: dict[str, Path], rows: Path, count: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One run: ratios to the reference with intervals, verdicts, and the medians of each round in milliseconds."""
     from compressor.bench.isolation import Command, time_in_turn
-    from compressor.bench.statistics import Interval, p50_by_round, ratio_interval, speed_verdict
+    from compressor.bench.statistics import p50_by_round
     from compressor.runtime.timed import timed_command, timed_environment
 
     threads = settings["threads"]
@@ -107,17 +108,24 @@ def timed_once(folders: dict[str, Path], rows: Path, count: int, settings: dict[
     timing = time_in_turn(
         commands, rows=count, rounds=settings["rounds"], threads=threads, slot_seconds=settings["slot_seconds"]
     )
-    medians = {name: p50_by_round(timing.rounds_of(name)) for name in folders}
-    ratios: dict[str, Interval] = {
-        name: ratio_interval(medians[name], medians[REFERENCE]) for name in (AGAIN, COPY, LIGHTER)
-    }
+    medians = {name: [round(one, 4) for one in p50_by_round(timing.rounds_of(name))] for name in folders}
     return {
         "seconds": round(time.monotonic() - began, 1),
         "busy_before": timing.busy_before,
         "load_before": timing.load_before,
+        **judged(medians),
+        "p50_ms": medians,
+    }
+
+
+def judged(medians: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Ratios with their intervals, and verdicts, from the median milliseconds of every round."""
+    from compressor.bench.statistics import ratio_interval, speed_verdict
+
+    ratios = {name: ratio_interval(medians[name], medians[REFERENCE]) for name in (AGAIN, COPY, LIGHTER)}
+    return {
         "ratios": {name: {key: round(one, 4) for key, one in asdict(ratio).items()} for name, ratio in ratios.items()},
         "verdicts": {name: speed_verdict(ratios[name], ratios[AGAIN]) for name in (COPY, LIGHTER)},
-        "p50_ms": {name: [round(one, 4) for one in series] for name, series in medians.items()},
     }
 
 
@@ -173,6 +181,13 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(path: Path, found: dict[str, Any]) -> None:
+    """The result with its summary, as JSON and as markdown."""
+    found["summary"] = summary(found["runs"])
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, help="model folder whose tokenizer and layers are taken")
@@ -183,10 +198,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--slot", type=float, default=0.05, help="seconds of a slot")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--judge", action="store_true", help="judge the rounds kept in --result anew; time nothing")
     parser.add_argument("--disturb", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.disturb is not None:
         disturb(given.disturb)
+        return
+    if given.judge:
+        kept = json.loads(given.result.read_text(encoding="utf-8"))
+        kept["runs"] = [{**run, **judged(run["p50_ms"])} for run in kept["runs"]]
+        write(given.result, kept)
         return
     from movies import encoder_folder, movies
 
@@ -211,9 +232,7 @@ def main() -> None:
         for number in range(given.runs):
             run = timed_once(folders, rows, len(drawn), settings)
             found["runs"].append(run)
-            found["summary"] = summary(found["runs"])
-            given.result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            given.result.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
+            write(given.result, found)
             print(f"run {number + 1}: {run['ratios']} {run['verdicts']} in {run['seconds']} s", flush=True)
     print(json.dumps(found["summary"]))
 
