@@ -82,12 +82,9 @@ def export_onnx(folder: Path, out: Path, *, texts: Sequence[Text], progress: Pro
     encoder = open_encoder(folder, manifest.max_tokens)
     encoded = encoder.encode(probe)
     model = load_model(folder, attention="eager").eval()
-    model.config.use_cache = False
-    names = input_names(model)
     progress("export", 0, 4)
     reference = _answer(encoded, encoder.pad_id, lambda inputs: _torch_logits(model, inputs))
-    traced = trace(model, names)
-    pin_heads(traced)
+    traced = traced_for_fusion(model)
     progress("export", 1, 4)
     graph = traced.SerializeToString(deterministic=True)
     raw = _require(graph, encoded, encoder.pad_id, reference, f"the ONNX graph traced from {folder}")
@@ -103,6 +100,15 @@ def export_onnx(folder: Path, out: Path, *, texts: Sequence[Text], progress: Pro
     progress("export", 4, 4)
     counted = audit(fused, shapes(model), model_type=str(model.config.model_type))
     return Parity(raw=raw, fused=close, audit=counted, logits=reference)
+
+
+def traced_for_fusion(model: Any) -> onnx.ModelProto:
+    """The graph of a model with each layer's head count written in, as `fuse` needs it; leaves its attention eager."""
+    model.set_attn_implementation("eager")
+    model.config.use_cache = False
+    traced = trace(model, input_names(model))
+    pin_heads(traced)
+    return traced
 
 
 def input_names(model: Any) -> tuple[str, ...]:

@@ -30,8 +30,14 @@ ODD_SIZES = (1, 16)
 """Neurons beyond a multiple of ROUND_SIZE that are timed: what sizes of any count, and of multiples of 16, cost."""
 LEAST_GAIN = 0.01
 """Share of a model's time that an odd size must cost before sizes are rounded; less is not worth a neuron."""
+LOT = 5
+"""Models that are on disk and loaded at once while they are timed."""
 SMOKE_REST, SMOKE_MACS = 0.1, 1e7
 """Milliseconds outside the layers, and multiply-accumulates a millisecond, of a table that is made up."""
+
+
+Model = tuple[int, int, int]
+"""Layers, and the heads and neurons of each."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class TableKey:
     """Most in a layer."""
     ffn: int
     """Most neurons in a layer."""
+    activation: str
+    """The function of the feed-forward half."""
     layers: int
     lengths: str
     """Digest of the timed rows' numbers of tokens."""
@@ -69,10 +77,11 @@ class TableKey:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def key_of(sizes: Shapes, place: Place, lengths: Sequence[int]) -> TableKey:
+def key_of(sizes: Shapes, place: Place, lengths: Sequence[int], *, activation: str) -> TableKey:
     """The key of a table for models of these shapes, or cut from them, here and now.
 
     Args:
+        activation: the function of the feed-forward half, as transformers names it.
         lengths: tokens of each row that is timed.
     """
     return TableKey(
@@ -84,6 +93,7 @@ def key_of(sizes: Shapes, place: Place, lengths: Sequence[int]) -> TableKey:
         head_size=sizes.layers[0].head_size,
         heads=max(layer.heads for layer in sizes.layers),
         ffn=max(layer.ffn for layer in sizes.layers),
+        activation=activation,
         layers=len(sizes.layers),
         lengths=hashlib.sha256(json.dumps(sorted(map(int, lengths))).encode()).hexdigest()[:16],
         versions=versions(LIBRARIES),
@@ -138,7 +148,7 @@ class LatencyTable:
         """Milliseconds of one layer."""
         return self.attention(layer.heads) + self.feed_forward(layer.ffn)
 
-    def alike(self, model: tuple[int, int, int]) -> float:
+    def alike(self, model: Model) -> float:
         """Milliseconds of a model of so many layers with the same heads and neurons each."""
         depth, heads, neurons = model
         return self.rest_ms + depth * (self.attention(heads) + self.feed_forward(neurons))
@@ -170,15 +180,24 @@ def neuron_grid(most: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Design:
-    """The models that are timed: (layers, heads, neurons) of each, the first being the one that others are held to."""
+    """The models that are timed, the first being the one that others are held to."""
 
     heads: tuple[int, ...]
     neurons: tuple[int, ...]
-    models: tuple[tuple[int, int, int], ...]
-    odd: tuple[tuple[int, int, int], ...]
+    models: tuple[Model, ...]
+    odd: tuple[Model, ...]
     """Models whose count of neurons is no round one, one for each of ODD_SIZES; none where layers are narrow."""
-    beside: tuple[int, int, int]
+    beside: Model
     """The model of a round size that those are held to."""
+
+    def lots(self) -> tuple[tuple[Model, ...], ...]:
+        """All models in lots of at most LOT, to be timed one lot after another.
+
+        The first model is in each, the odd ones in the first, with the one that they are held to.
+        """
+        first, *others = self.models
+        rest = list(dict.fromkeys((*((self.beside, *self.odd) if self.odd else ()), *others)))
+        return tuple((first, *rest[start : start + LOT - 1]) for start in range(0, len(rest), LOT - 1))
 
 
 def design(key: TableKey) -> Design:
@@ -191,7 +210,7 @@ def design(key: TableKey) -> Design:
     models = [
         (depth, key.heads, key.ffn),
         (depth // 2, key.heads, key.ffn),
-        (depth, key.heads, neurons[2]),
+        (depth, key.heads, neurons[min(2, len(neurons) - 1)]),
         (depth, 0, 0),
     ]
     models += [(depth, each, neuron) for each in heads] + [(depth, head, each) for each in neurons]
@@ -201,20 +220,21 @@ def design(key: TableKey) -> Design:
 
 
 def fitted(
-    key: TableKey, p50: Mapping[tuple[int, int, int], Sequence[float]], conditions: Mapping[str, Any]
+    key: TableKey, lots: Sequence[Mapping[Model, Sequence[float]]], conditions: Mapping[str, Any]
 ) -> LatencyTable:
     """The table that explains the times of a design's models best.
 
     Least squares of relative errors in which no time is below 0 and more parts never take less: an isotonic regression
-    of both grids at once, as non-negative least squares of their steps. Times are held to the first model's round by
-    round, so that what slows a whole round changes nothing.
+    of both grids at once, as non-negative least squares of their steps. Times are held to the first model's of the same
+    lot round by round, so that what slows a whole round, or a lot, changes nothing.
 
     Args:
-        p50: median milliseconds of every round, by model; two rounds or more.
+        lots: of each of the design's lots the median milliseconds of every round, by model; two rounds or more.
     """
     plan = design(key)
     first = plan.models[0]
-    points = {model: _point(model, p50[model], p50[first]) for model in (*plan.models, *plan.odd)}
+    whole = float(np.median(np.concatenate([lot[first] for lot in lots])))
+    points = {model: _point(model, lot, first, whole) for lot in lots for model in lot}
     rest, attention, neurons = _parts(plan, [points[model] for model in plan.models])
     table = LatencyTable(
         key=key,
@@ -223,16 +243,16 @@ def fitted(
         attention_ms=attention,
         neurons=plan.neurons,
         ffn_ms=neurons,
-        points=tuple(points.values()),
+        points=tuple(points[model] for model in (*plan.models, *plan.odd)),
         conditions=dict(conditions),
     )
     misfit = max(abs(table.alike(model) / points[model].ms - 1.0) for model in plan.models)
-    return replace(table, step=_step(table, plan, p50), misfit=misfit)
+    return replace(table, step=_step(table, plan, lots[0]), misfit=misfit)
 
 
-def _point(model: tuple[int, int, int], rounds: Sequence[float], first: Sequence[float]) -> Point:
-    whole = float(np.median(first))
-    ratio = Interval(1.0, 1.0, 1.0) if rounds is first else ratio_interval(rounds, first)
+def _point(model: Model, lot: Mapping[Model, Sequence[float]], first: Model, whole: float) -> Point:
+    """A model's time as a share of the first model's in its lot, which takes `whole` milliseconds."""
+    ratio = Interval(1.0, 1.0, 1.0) if model == first else ratio_interval(lot[model], lot[first])
     return Point(*model, whole * ratio.value, whole * ratio.low, whole * ratio.high)
 
 
@@ -252,7 +272,7 @@ def _parts(plan: Design, points: Sequence[Point]) -> tuple[float, tuple[float, .
     return float(steps[0]), tuple(map(float, attention)), (0.0, *map(float, neurons))
 
 
-def _step(table: LatencyTable, plan: Design, p50: Mapping[tuple[int, int, int], Sequence[float]]) -> int:
+def _step(table: LatencyTable, plan: Design, p50: Mapping[Model, Sequence[float]]) -> int:
     """The least of 1, 16 and 64 whose multiples are not shown to be slower than the table says of them."""
     for extra, model in zip(ODD_SIZES, plan.odd, strict=False):
         expected = table.alike(model) / table.alike(plan.beside)

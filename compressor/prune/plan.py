@@ -13,7 +13,6 @@ from compressor.data.rows import DataSets
 from compressor.errors import InputError
 from compressor.model.digest import model_digest
 from compressor.model.manifest import Shapes
-from compressor.model.parts import shapes
 from compressor.prune.latency_table import Place, kept_table, made_up
 from compressor.prune.settings import Kind, Recover, Remove, Until
 from compressor.prune.targets import Amounts, counted_prices, in_words, least_left, rounded_down, share_left
@@ -73,7 +72,7 @@ def prices_of(plan: Plan, model: PreTrainedModel, scene: Scene | None, work: Pat
     if quantity != "latency":
         return counted_prices(quantity, model)
     assert scene is not None
-    key = scene.key(shapes(model))
+    key = scene.key(model)
     if plan.smoke:
         table = made_up(key)
     else:
@@ -93,7 +92,17 @@ def checked_share(plan: Plan, sizes: Shapes, prices: Amounts) -> float:
     if rounded_down(prices, share * full) < least:
         raise InputError(
             f"until.{quantity} {text} is below the floor: removing {', '.join(sorted(plan.kinds))} leaves at least "
-            f"{in_words(prices, least)} of {in_words(prices, full)}; write {lowest:g}x or more, or let more kinds go "
-            "in remove"
+            f"{in_words(prices, least)} of {in_words(prices, full)}; {_what_helps(plan, sizes, prices, lowest)}"
         )
     return share
+
+
+def _what_helps(plan: Plan, sizes: Shapes, prices: Amounts, lowest: float) -> str:
+    """What to write where the target is below the floor, whose share is `lowest`."""
+    if lowest < 1:
+        return f"write {lowest:g}x or more, or let more kinds go in remove"
+    every: tuple[Kind, ...] = ("heads", "ffn", "layers")
+    now = least_left(sizes, prices, plan.kinds)
+    others = [kind for kind in every if least_left(sizes, prices, plan.kinds | {kind}) < now]
+    helps = f"let {' or '.join(others)} go in remove" if others else "leave the stage out"
+    return f"nothing that counts of {' and '.join(sorted(plan.kinds))} can go; {helps}"

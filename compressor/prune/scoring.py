@@ -111,9 +111,9 @@ def _check_slopes(folder: Path, teacher: Path | None, remove: Remove) -> None:
     if named and (teacher is None or model_digest(teacher) == model_digest(folder)):
         raise InputError(
             f"{' and '.join(named)} would follow the model's divergence from itself, whose slope is 0 for every part "
-            f"({'no teacher is given' if teacher is None else f'{teacher} is the model that is pruned'}); name another "
-            "teacher, such as the one it was distilled from, compare with labels where train has some, or score by "
-            "activation or magnitude"
+            f"({'no teacher is given' if teacher is None else f'{teacher} is the model that is pruned'}); write "
+            "remove.against: teacher with another teacher, such as teacher: the one it was distilled from, compare "
+            "with labels (remove.against: labels) where train has some, or score by activation or magnitude"
         )
 
 

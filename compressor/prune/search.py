@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from compressor.model.importance import Scores
 from compressor.model.manifest import LayerShape, Shapes
-from compressor.model.surgery import Kept
+from compressor.model.surgery import Kept, keep_all
 from compressor.prune.latency_table import LatencyTable
 from compressor.prune.schedule import Choice, LayerVerdict
 from compressor.prune.settings import Kind
@@ -22,7 +23,7 @@ BINS = 4096
 never exceeded, and of 24 choices that leaves less than 0.3 % of it unused on average."""
 
 ROUNDING = 1e-9
-"""Share of a budget that sums of floats may be off."""
+"""Share of a budget, of 1 where it is less, that sums of floats may be off."""
 
 Array = npt.NDArray[np.float64]
 
@@ -38,22 +39,24 @@ class Option:
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """What one layer may keep: one option of each kind, or, where it is removable, nothing at no cost."""
+    """What one layer may keep: one option of each kind."""
 
     heads: tuple[Option, ...]
     neurons: tuple[Option, ...]
-    removable: bool = False
 
     @property
     def least(self) -> float:
         """The least that it can cost."""
-        return 0.0 if self.removable else sum(min(each.cost for each in kind) for kind in (self.heads, self.neurons))
+        return sum(min(each.cost for each in kind) for kind in (self.heads, self.neurons))
 
 
-def best_counts(
-    layers: Sequence[LayerOptions], *, budget: float, bins: int = BINS
-) -> list[tuple[int, int] | None] | None:
-    """For each layer the counts of heads and neurons, None for one that goes, that together keep most importance.
+def reaches(layers: Sequence[LayerOptions], budget: float) -> bool:
+    """Whether the layers can cost `budget` or less."""
+    return sum(layer.least for layer in layers) - budget <= ROUNDING * max(1.0, abs(budget))
+
+
+def best_counts(layers: Sequence[LayerOptions], *, budget: float, bins: int = BINS) -> list[tuple[int, int]] | None:
+    """For each layer the counts of heads and neurons that together keep most importance.
 
     A knapsack whose items are the layers' halves, solved over all of them and all times up to the budget (as in ZipLM,
     Kurtic et al. 2023, https://arxiv.org/abs/2302.04089). Of equals the cheapest is taken.
@@ -63,20 +66,16 @@ def best_counts(
         bins: parts that the budget, less what the layers cost at least, is counted in.
     Returns: None where even the cheapest options cost more.
     """
-    left = budget - sum(layer.least for layer in layers)
-    if left < -ROUNDING * abs(budget):
+    if not reaches(layers, budget):
         return None
-    width = max(0.0, left) / bins
+    width = max(0.0, budget - sum(layer.least for layer in layers)) / bins
     values, chosen = np.zeros(bins + 1), list[_Chosen]()
     for layer in layers:
         values, found = _with_layer(values, layer, width)
         chosen.append(found)
     place = int(np.argmax(values))
-    counts: list[tuple[int, int] | None] = []
+    counts: list[tuple[int, int]] = []
     for layer, found in zip(reversed(layers), reversed(chosen), strict=True):
-        if found.gone[place]:
-            counts.append(None)
-            continue
         heads = int(found.heads[place])
         place -= found.head_bins[heads]
         neurons = int(found.neurons[place])
@@ -93,22 +92,19 @@ class _Chosen:
     head_bins: list[int]
     neurons: npt.NDArray[np.int64]
     neuron_bins: list[int]
-    gone: npt.NDArray[np.bool_]
 
 
 def _with_layer(before: Array, layer: LayerOptions, width: float) -> tuple[Array, _Chosen]:
     """Most importance of the layers so far for every number of bins, shape (bins + 1,), and how it is had."""
-    neuron_bins = _bins_of(layer.neurons, width, removable=layer.removable)
-    head_bins = _bins_of(layer.heads, width, removable=layer.removable)
+    neuron_bins, head_bins = _bins_of(layer.neurons, width), _bins_of(layer.heads, width)
     values, neurons = _with_options(before, layer.neurons, neuron_bins)
     values, heads = _with_options(values, layer.heads, head_bins)
-    gone = (before >= values) if layer.removable else np.zeros(len(before), dtype=bool)
-    return np.where(gone, before, values), _Chosen(heads, head_bins, neurons, neuron_bins, gone)
+    return values, _Chosen(heads, head_bins, neurons, neuron_bins)
 
 
-def _bins_of(options: Sequence[Option], width: float, *, removable: bool) -> list[int]:
+def _bins_of(options: Sequence[Option], width: float) -> list[int]:
     """Bins that each option takes beyond the layer's least, rounded up."""
-    least = 0.0 if removable else min(option.cost for option in options)
+    least = min(option.cost for option in options)
     above = [option.cost - least for option in options]
     most = 2**31  # no budget has as many
     return [0 if cost <= 0 else most if width <= 0 else min(most, math.ceil(round(cost / width, 9))) for cost in above]
@@ -142,7 +138,6 @@ def layer_options(
     return LayerOptions(
         heads=_options(heads, head_counts, table.attention),
         neurons=_options(neurons, neuron_counts, table.feed_forward),
-        removable={"heads", "ffn", "layers"} <= remove,
     )
 
 
@@ -159,10 +154,8 @@ def _options(scores: Tensor, counts: Sequence[int], cost: Callable[[int], float]
 
 def least_time(sizes: Shapes, table: LatencyTable, remove: frozenset[Kind]) -> float:
     """The least milliseconds that pruning can leave, up to the next 0.0001: as `floor` of other quantities."""
-    bottom = 0 if "layers" in remove else 1
     least = [
-        table.attention(min(bottom, layer.heads) if "heads" in remove else layer.heads)
-        + table.feed_forward(min(_neuron_counts(layer.ffn, table.step, bottom)) if "ffn" in remove else layer.ffn)
+        layer_options(layer, torch.zeros(layer.heads), torch.zeros(layer.ffn), table, remove).least
         for layer in sizes.layers
     ]
     found = table.rest_ms + (min(least) if "layers" in remove else sum(least))
@@ -182,7 +175,8 @@ def choose_by_time(
     """The shapes that keep most importance in `budget` milliseconds; in each layer the parts of least score go first.
 
     Where layers may go, the model without its least layer (score per millisecond), without its two least and so on
-    share out the same time, as long as the measured loss falls.
+    share out the same time, as long as the measured loss falls; one of those that alone reach the last step's time
+    stays to the end.
 
     Args:
         budget: milliseconds that may remain after this step; at least `least_time`.
@@ -195,9 +189,11 @@ def choose_by_time(
         kept = filled.of(every)
         assert kept is not None, "the budget is at least the floor"
         return Choice(kept, _lost(sizes, scores, kept), ())
-    tried = list(_fewer_layers(filled, every, budget if last is None else last, loss_with)) or [filled.least()]
+    goal = budget if last is None else last
+    order = _order(filled, every, goal)
+    tried = list(_fewer_layers(filled, order, goal, loss_with))
     best = min(tried, key=lambda each: each.loss)
-    verdicts = tuple(_verdict(layer, best, tried, scores) for layer in every)
+    verdicts = tuple(_verdict(layer, best, tried, filled, order) for layer in every)
     return Choice(best.kept, _lost(sizes, scores, best.kept), verdicts)
 
 
@@ -211,27 +207,22 @@ class _Filled:
     table: LatencyTable
     budget: float
 
-    def of(self, present: Sequence[int]) -> Kept | None:
-        """What stays of these layers within the budget; None where that cannot be reached with all of them."""
-        options = [
-            layer_options(
-                self.sizes.layers[layer], self.scores.heads[layer], self.scores.neurons[layer], self.table, self.remove
-            )
-            for layer in present
-        ]
-        counts = best_counts(options, budget=self.budget - self.table.rest_ms)
-        if counts is None:
-            return None
-        left = {layer: found for layer, found in zip(present, counts, strict=True) if found is not None}
-        return self._kept(left or {max(present, key=lambda each: float(self.scores.layers[each])): (0, 0)})
+    def options(self, layer: int) -> LayerOptions:
+        """What that layer may keep."""
+        shape, heads, neurons = self.sizes.layers[layer], self.scores.heads[layer], self.scores.neurons[layer]
+        return layer_options(shape, heads, neurons, self.table, self.remove)
 
-    def least(self) -> _Tried:
-        """The layer alone that takes least time, for where no other set of layers reaches the budget."""
-        layers = self.sizes.layers
-        alone = min(range(len(layers)), key=lambda each: self.table.layer(layers[each]))
-        kept = self.of([alone])
-        assert kept is not None, "the budget is at least the floor"
-        return _Tried(tuple(each for each in range(len(layers)) if each != alone), kept, 0.0)
+    def rate(self, layer: int) -> float:
+        """That layer's score per millisecond."""
+        return float(self.scores.layers[layer]) / max(1e-9, self.table.layer(self.sizes.layers[layer]))
+
+    def of(self, present: Sequence[int]) -> Kept | None:
+        """What stays of these layers within the budget, all where they meet it; None where all of them cannot."""
+        if self.table.total(self.sizes.layers[layer] for layer in present) <= self.budget:
+            return replace(keep_all(self.sizes), layers=tuple(present))
+        options = [self.options(layer) for layer in present]
+        counts = best_counts(options, budget=self.budget - self.table.rest_ms)
+        return None if counts is None else self._kept(dict(zip(present, counts, strict=True)))
 
     def _kept(self, left: dict[int, tuple[int, int]]) -> Kept:
         """The parts of greatest score in the numbers that are left; all parts are named in layers that go."""
@@ -272,13 +263,12 @@ class _Tried:
 
 
 def _fewer_layers(
-    filled: _Filled, every: Sequence[int], last: float, loss_with: Callable[[Kept], float]
+    filled: _Filled, order: Sequence[int], last: float, loss_with: Callable[[Kept], float]
 ) -> Iterator[_Tried]:
-    """What was tried, one layer fewer each time, until the loss no longer falls; at least one."""
+    """What was tried, one layer fewer each time in that order, until the loss no longer falls; at least one."""
     shapes, table = filled.sizes.layers, filled.table
-    order = sorted(every, key=lambda each: float(filled.scores.layers[each]) / max(1e-9, table.layer(shapes[each])))
     before: float | None = None
-    for count in range(len(every)):
+    for count in range(len(order)):
         present = sorted(order[count:])
         if before is not None and table.total(shapes[layer] for layer in present) < last:
             return
@@ -292,15 +282,23 @@ def _fewer_layers(
         before = tried.loss
 
 
-def _verdict(layer: int, best: _Tried, tried: Sequence[_Tried], scores: Scores) -> LayerVerdict:
-    """Why a layer went or stayed."""
-    removed, score = layer not in best.kept.layers, float(scores.layers[layer])
+def _order(filled: _Filled, every: Sequence[int], last: float) -> list[int]:
+    """The layers by score per millisecond, the least first; at the end the best that alone reaches the last time."""
+    order = sorted(every, key=filled.rate)
+    alone = [each for each in order if reaches([filled.options(each)], last - filled.table.rest_ms)]
+    return [*(each for each in order if each not in alone[-1:]), *alone[-1:]]
+
+
+def _verdict(layer: int, best: _Tried, tried: Sequence[_Tried], filled: _Filled, order: Sequence[int]) -> LayerVerdict:
+    """Why a layer went or stayed; they were tried in that order."""
+    removed, score = layer not in best.kept.layers, float(filled.scores.layers[layer])
     without = next((each for each in tried if layer in each.without), None)
     beside = next((each for each in reversed(tried) if layer in each.kept.layers), None)
-    if removed and (layer not in best.without or (beside is None and layer not in tried[0].without)):
-        return LayerVerdict(layer, True, score, "heads and neurons of other layers keep more importance in its time")
     if without is None:
-        return LayerVerdict(layer, False, score, "layers of less score per millisecond stay")
+        if any(filled.rate(each) < filled.rate(layer) for each in best.kept.layers):
+            return LayerVerdict(layer, False, score, "layers of less score per millisecond stay")
+        why = "it alone reaches the target" if layer == order[-1] else "it is more than remains to be removed"
+        return LayerVerdict(layer, False, score, why)
     if beside is None:
         return LayerVerdict(layer, True, score, "heads and neurons alone do not reach the target")
     relation = "below" if without.loss < beside.loss else "not below"

@@ -33,7 +33,7 @@ class Remove(Settings):
     """Feed-forward neurons."""
     layers: Criterion | None = None
     """Whole layers, tried in the order of this score; one goes where the loss, measured without it, is below that
-    without the same amount in heads and neurons."""
+    without the same amount in heads and neurons, or where these alone do not reach the target."""
     against: Literal["labels", "teacher"] | None = None
     """What the loss compares with: the rows' labels, or a teacher's answers, which need no labels. null takes labels
     where train has any."""

@@ -77,6 +77,9 @@ class Run:
         self.plan, self.data, self.work = plan, data, work
         self.model, self.sizes = model, shapes(model)
         self.quantity, _ = plan.until.target
+        self.sample = draw_sample(
+            data, plan.folder, teacher=plan.teacher, remove=plan.remove, seed=plan.seed, smoke=plan.smoke
+        )
         self.scene = None if plan.place is None else scene_of(plan.folder, data, plan.place, seed=plan.seed)
         self.prices = prices_of(plan, model, self.scene, work)
         self.full = self.prices.total(self.sizes.layers)
@@ -86,9 +89,6 @@ class Run:
             self.key = digest_of(self.key, json.dumps(asdict(self.prices)))
         self.said: list[Decision] = []
         """Decisions of the cut that is being made."""
-        self.sample = draw_sample(
-            data, plan.folder, teacher=plan.teacher, remove=plan.remove, seed=plan.seed, smoke=plan.smoke
-        )
 
     def _budget(self, share: float) -> float:
         return rounded_down(self.prices, share * self.full)
@@ -133,6 +133,13 @@ class Run:
             following.model = self._recovered(model, step)
         return following
 
+    def _why(self, step: int) -> str:
+        """How the parts of that cut were chosen, and what may remain."""
+        timed = isinstance(self.prices, LatencyTable)
+        rule = "the shapes that keep most score in that time" if timed else f"least score per {self.quantity}"
+        most = in_words(self.prices, self._budget(kept_share(self.share, step=step, steps=self.plan.steps)))
+        return f"{rule}, {scored_by(self.plan.remove, self.sample)}; at most {most} may remain"
+
     def _decide_step(self, standing: Standing, following: Standing, choice: Choice, scores: Scores) -> None:
         self._tell(
             Decision(
@@ -142,8 +149,7 @@ class Run:
                     "layers": _layer_table(following.origin),
                     self.quantity: self.prices.total(shapes(following.model).layers),
                 },
-                because=f"least score per {self.quantity}, {scored_by(self.plan.remove, self.sample)}; at most "
-                f"{self._budget(kept_share(self.share, step=following.step, steps=self.plan.steps))} may remain",
+                because=self._why(following.step),
                 candidates=_score_table(standing.origin.layers, scores),
                 cost=self._costs(standing, following, choice, scores),
             )

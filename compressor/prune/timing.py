@@ -21,15 +21,15 @@ from compressor.data.encode import open_encoder
 from compressor.data.rows import DataSets, Text
 from compressor.device import cpu_name
 from compressor.errors import InputError
-from compressor.export.exporter import input_names, trace
+from compressor.export.exporter import traced_for_fusion
 from compressor.export.folder import deploy
-from compressor.export.fusion import fuse, pin_heads
+from compressor.export.fusion import fuse
 from compressor.model.encoders import save_model
 from compressor.model.graph_file import MODEL_FILE
-from compressor.model.manifest import LayerShape, Manifest, Shapes, read_manifest
+from compressor.model.manifest import LayerShape, Manifest, read_manifest
 from compressor.model.parts import shapes
 from compressor.model.surgery import fresh_model
-from compressor.prune.latency_table import LatencyTable, Place, TableKey, design, fitted, key_of
+from compressor.prune.latency_table import LatencyTable, Model, Place, TableKey, design, fitted, key_of
 from compressor.prune.scoring import row_inputs
 from compressor.runtime.choose import not_here
 from compressor.runtime.timed import timed_command, timed_environment, write_rows
@@ -60,9 +60,9 @@ class Scene:
     """Tokens of each."""
     place: Place
 
-    def key(self, sizes: Shapes) -> TableKey:
-        """Of a table for models of these shapes, or cut from them."""
-        return key_of(sizes, self.place, self.lengths)
+    def key(self, model: PreTrainedModel) -> TableKey:
+        """Of a table for models cut from this one."""
+        return key_of(shapes(model), self.place, self.lengths, activation=str(model.config.hidden_act))
 
 
 def scene_of(folder: Path, data: DataSets, place: Place, *, seed: int) -> Scene:
@@ -95,13 +95,9 @@ def write_model(model: PreTrainedModel, folder: Path, scene: Scene) -> Path:
         encoded = encoder.encode(list(scene.texts[:PROBE_ROWS]))
         probe = row_inputs(encoded, range(len(encoded)), encoder.pad_id)
         return save_model(work, folder, tokenizer_from=scene.folder, manifest=scene.manifest, probe=probe)
-    work.set_attn_implementation("eager")
-    work.config.use_cache = False
-    traced = trace(work, input_names(work))
-    pin_heads(traced)
     folder.mkdir(parents=True)
     file = folder / MODEL_FILE
-    file.write_bytes(fuse(traced).SerializeToString(deterministic=True))
+    file.write_bytes(fuse(traced_for_fusion(work)).SerializeToString(deterministic=True))
     return deploy(file, scene.folder, folder, manifest=replace(scene.manifest, shapes=shapes(work)))
 
 
@@ -151,18 +147,40 @@ def _conditions(timing: Timing, scene: Scene, rounds: int) -> dict[str, Any]:
 
 
 def measure_table(like: PreTrainedModel, scene: Scene, *, rounds: int = ROUNDS, progress: Progress) -> LatencyTable:
-    """The table for models cut from `like`, from random models of its width, a dozen or more; a minute or two."""
-    sizes = shapes(like)
-    key = scene.key(sizes)
-    plan = design(key)
+    """The table for models cut from `like`, from random models of its width, a dozen or more; a minute or two.
+
+    They are written and timed in lots (`Design.lots`), so that few are on disk and loaded at once.
+    """
+    sizes, key = shapes(like), scene.key(like)
+    lots = design(key).lots()
 
     def maker(depth: int, heads: int, neurons: int) -> Make:
         layers = (LayerShape(heads, key.head_size, neurons),) * depth
         return lambda: fresh_model(like, replace(sizes, layers=layers), seed=0)
 
-    names = {"{}x{}x{}".format(*model): model for model in (*plan.models, *plan.odd)}
-    timed = time_models({name: maker(*model) for name, model in names.items()}, scene, rounds=rounds, progress=progress)
-    return fitted(key, {model: timed.p50[name] for name, model in names.items()}, timed.conditions)
+    def timed(number: int) -> Timed:
+        makers = {_name(model): maker(*model) for model in lots[number]}
+        lot = f" (lot {number + 1} of {len(lots)})"
+        return time_models(makers, scene, rounds=rounds, progress=lambda what, *counts: progress(what + lot, *counts))
+
+    found = [timed(number) for number in range(len(lots))]
+    p50 = [{model: one.p50[_name(model)] for model in lot} for one, lot in zip(found, lots, strict=True)]
+    return fitted(key, p50, _together([one.conditions for one in found]))
+
+
+def _name(model: Model) -> str:
+    """Such as 6x12x1536."""
+    return "x".join(map(str, model))
+
+
+def _together(lots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The conditions of several lots: when the first began, the busiest, and seconds summed."""
+    whole = dict(lots[0])
+    for name, joined in (("busy_before", max), ("stolen_seconds", sum), ("wall_seconds", sum)):
+        values = [lot[name] for lot in lots if lot.get(name) is not None]
+        if values:
+            whole[name] = joined(values)
+    return whole
 
 
 @dataclass(frozen=True)

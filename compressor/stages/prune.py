@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from compressor.bench.machine import versions
 from compressor.bench.settings import Target
 from compressor.device import machine_id
 from compressor.distill.settings import DEFAULT_MATCH, TeacherChoice, TeacherPart
@@ -128,9 +129,12 @@ class Prune(Stage):
         return {name: value for name, value in super().key_settings().items() if name not in unused}
 
     def conditions(self, device: str) -> Mapping[str, object]:
-        """A table of times holds on one machine."""
-        measured = {"machine": machine_id()} if self.until.latency is not None else {}
-        return {**super().conditions(device), **measured}
+        """A table of times holds on one machine, and in one version of its engine; that of OpenVINO is in no key."""
+        found: dict[str, object] = dict(super().conditions(device))
+        if self.until.latency is not None:
+            found["machine"] = machine_id()
+            found |= versions(("openvino",)) if self.engine == "openvino" else {}
+        return found
 
     def target_of(self, source: str) -> str:
         """What shall remain of a stage's output, in words for a plan."""

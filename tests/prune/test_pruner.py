@@ -118,6 +118,20 @@ def test_a_target_below_the_floor_is_refused_with_the_floor(tmp_path: Path, tiny
     assert "leaves at least 2 of 8; write 0.25x or more" in str(error.value)
 
 
+def test_where_nothing_more_can_go_the_refusal_says_what_would_help(
+    tmp_path: Path, tiny_classifier: Path, rows: DataSets
+):
+    remove = {"heads": "magnitude"}
+    single = Pruner(tiny_classifier, data=rows, remove=remove, until={"heads": "0.25x"}).fit(tmp_path / "single")
+    for until, said in (
+        ({"heads": "0.5x"}, "at least 2 of 2; nothing that counts of heads can go; let layers go in remove"),
+        ({"macs": "0.9x"}, "nothing that counts of heads can go; let ffn or layers go in remove"),
+    ):
+        with pytest.raises(InputError) as error:
+            Pruner(single, data=rows, remove=remove, until=until).fit(tmp_path / "more")
+        assert said in str(error.value)
+
+
 def test_a_pruning_that_changes_nothing_is_an_error(
     tmp_path: Path, tiny_classifier: Path, rows: DataSets, monkeypatch: pytest.MonkeyPatch
 ):

@@ -89,7 +89,10 @@ def test_a_slope_of_the_divergence_from_itself_is_zero_and_refused(
             draw(rows, tiny_classifier, teacher, heads=criterion, against="teacher")
         assert f"{criterion} would follow the model's divergence from itself" in str(error.value)
         assert said in str(error.value)
+        assert "write remove.against: teacher with another teacher" in str(error.value)
         assert "score by activation or magnitude" in str(error.value)
+    # what a recipe with a teacher beside null would be refused for
+    stage(remove={"heads": criterion, "against": "teacher"}, teacher="./second")
     itself = draw(without_labels(rows), tiny_classifier, None, heads="activation")
     found = score_parts(load_model(tiny_classifier), Remove(heads=criterion), itself, seed=1, progress=silent)
     assert float(torch.cat([*found.heads, *found.neurons]).max()) < 1e-6

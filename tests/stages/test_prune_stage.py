@@ -15,6 +15,7 @@ from compressor.recipe.recipe import Recipe
 from compressor.runner.chain import stages_of
 from compressor.runner.plan import plan
 from compressor.stage import Decision, Job, silent
+from compressor.stages import prune as prune_module
 from compressor.stages.prune import Prune
 
 
@@ -89,8 +90,14 @@ def test_the_key_holds_machine_engine_and_threads_only_where_a_timing_decides():
     timed, counted = stage(**LATENCY, engine="torch", threads=2), stage()
     assert timed.conditions("cpu")["machine"] == machine_id()
     assert "machine" not in counted.conditions("cpu")
+    assert "openvino" not in timed.conditions("cpu")
     assert timed.key_settings()["engine"] == "torch"
     assert not {"engine", "threads"} & set(counted.key_settings())
+
+
+def test_the_key_holds_the_version_of_openvino_where_it_times(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prune_module, "versions", lambda names: dict.fromkeys(names, "2026.1"))
+    assert stage(**LATENCY, engine="openvino").conditions("cpu")["openvino"] == "2026.1"
 
 
 @pytest.mark.parametrize(
