@@ -265,7 +265,8 @@ def test_our_own_bug_is_one_line_and_a_trace_in_error_log(project, monkeypatch):
 def test_a_signal_ends_with_130(project, words, called, number, then):
     module, _, name = called.rpartition(".")
     code = (
-        f"import sys, time, {module}\n"
+        f"import signal, sys, time, {module}\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell ignores it in the background
         "def wait(*_places, **_settings):\n    print('READY', flush=True); time.sleep(60)\n"
         f"sys.modules['{module}'].{name} = wait\n"
         f"sys.argv = ['compress', *{words}]\n"
