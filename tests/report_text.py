@@ -5,6 +5,8 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
+
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 
 
@@ -85,3 +87,29 @@ def wrong(value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None
             line for place, one in enumerate(value) for line in wrong(one, schema["items"], root, f"{where}.{place}")
         ]
     return found
+
+
+def percent(figure: dict[str, float]) -> list[str]:
+    return [f"{100 * figure[key]:.1f}".replace("-0.0", "0.0") for key in ("value", "low", "high")]
+
+
+def check_figures(whole: dict[str, Any], written: dict[str, list[list[str]]]) -> None:
+    """Fails where the tables of the Markdown say other numbers than the JSON does."""
+    rows = written["Models"][1:]
+    assert len(rows) == len(whole["subjects"])
+    for row, subject in zip(rows, whole["subjects"], strict=True):
+        assert row[0].split(" ")[0] == subject["name"]
+        assert NUMBER.findall(row[3]) == percent(subject["metric"])
+        assert float(row[2]) == pytest.approx(subject["bytes"] / 1e6, abs=0.05)
+        versus = subject["versus_teacher"]
+        if versus:
+            assert NUMBER.findall(row[4]) == percent(versus["drop"])
+            ratio = [float(one) for one in NUMBER.findall(row[6])]
+            assert ratio == pytest.approx([versus["latency_ratio"][key] for key in ("value", "low", "high")], abs=5e-4)
+            assert row[7] == versus["speed_verdict"]
+    for row, step in zip(written["Step by step"][1:], whole["ladder"], strict=True):
+        assert NUMBER.findall(row[2]) == percent(step["drop"])
+    classes = [one for subject in whole["subjects"] for one in subject["classes"] if not subject["same_as"]]
+    assert sorted(NUMBER.findall(row[3]) for row in written["Class by class"][1:]) == sorted(
+        percent(one["precision"]) for one in classes
+    )

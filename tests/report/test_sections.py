@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from report_text import NUMBER, in_markdown, numbers, on_the_page, wrong
+from report_text import NUMBER, check_figures, in_markdown, numbers, on_the_page, wrong
 from sample_report import EVIL, LABELS, bare, sample_report
 
 from compressor.report.card import model_card
@@ -39,30 +39,8 @@ def test_page_and_markdown_hold_the_same_tables_with_the_same_numbers(report: Re
         ], title
 
 
-def percent(figure: dict[str, float]) -> list[str]:
-    return [f"{100 * figure[key]:.1f}".replace("-0.0", "0.0") for key in ("value", "low", "high")]
-
-
 def test_markdown_says_the_numbers_of_the_json(report: Report):
-    whole, written = json.loads(report.to_json()), in_markdown(report.to_markdown())
-    rows = written["Models"][1:]
-    assert len(rows) == len(whole["subjects"])
-    for row, subject in zip(rows, whole["subjects"], strict=True):
-        assert row[0].split(" ")[0] == subject["name"]
-        assert NUMBER.findall(row[3]) == percent(subject["metric"])
-        assert float(row[2]) == pytest.approx(subject["bytes"] / 1e6, abs=0.05)
-        versus = subject["versus_teacher"]
-        if versus:
-            assert NUMBER.findall(row[4]) == percent(versus["drop"])
-            ratio = [float(one) for one in NUMBER.findall(row[6])]
-            assert ratio == pytest.approx([versus["latency_ratio"][key] for key in ("value", "low", "high")], abs=5e-4)
-            assert row[7] == versus["speed_verdict"]
-    for row, step in zip(written["Step by step"][1:], whole["ladder"], strict=True):
-        assert NUMBER.findall(row[2]) == percent(step["drop"])
-    classes = [one for subject in whole["subjects"] for one in subject["classes"] if not subject["same_as"]]
-    assert sorted(NUMBER.findall(row[3]) for row in written["Class by class"][1:]) == sorted(
-        percent(one["precision"]) for one in classes
-    )
+    check_figures(json.loads(report.to_json()), in_markdown(report.to_markdown()))
 
 
 def test_the_speed_up_at_a_glance_is_the_inverse_of_the_ratio(report: Report):
