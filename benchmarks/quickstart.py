@@ -73,13 +73,14 @@ def predict(final: Path, rows: list[tuple[str, str]]) -> tuple[float, float]:
 def sentence(result: dict) -> str:
     """The README's sentence about a result of this script."""
     drop, ratio, machine = result["final_drop"], result["final_p50_ratio"], result["machine"]
+    noise = result["noise"]
     return (
         f"On {result['threads']} cores of {machine['cpu']} it took {result['seconds']:.0f} s: "
         f"the teacher scores {100 * result['teacher_accuracy']['value']:.1f} % on 2,000 test rows, "
         f"the final model {100 * result['final_accuracy']['value']:.1f} % ({100 * drop['value']:.1f} pp less, "
         f"{100 * drop['low']:.1f} to {100 * drop['high']:.1f}), in {result['final_bytes'] / 1e6:.1f} MB and "
-        f"{ratio['value']:.2f}x of the teacher's time a row ({ratio['low']:.2f} to {ratio['high']:.2f}), both on "
-        "onnxruntime."
+        f"{ratio['value']:.2f}x of the teacher's time a row ({ratio['low']:.2f} to {ratio['high']:.2f}; the "
+        f"teacher beside itself: {noise['low']:.2f} to {noise['high']:.2f}), both on onnxruntime."
     )
 
 
