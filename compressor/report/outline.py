@@ -41,7 +41,7 @@ def sections(report: Report) -> tuple[Section, ...]:
         Section("doubts", "Doubts", items=report.doubts),
         attribution(report),
         decisions(report),
-        *(pruned(one, place) for place, one in enumerate(report.pruning)),
+        *(made(one, place) for place, one in enumerate(report.pruning) for made in (pruned, scored)),
         *int8_sections.sections(report),
         training(report),
         *detail.sections(report),
@@ -230,15 +230,20 @@ def decisions(report: Report) -> Section:
 
 def pruned(one: Mapping[str, Any], place: int) -> Section:
     """Heads and neurons left of each layer of a prune stage."""
-    layers = one.get("layers") or ()
-    scored = bool(layers) and all(layer.get("head_scores") is not None for layer in layers)
-    heads = ("layer", "heads kept", "neurons kept", "whole layer", *(("heads' scores", "layer's score") * scored))
-    most = max((score for layer in layers for score in layer.get("head_scores") or ()), default=0.0)
-    whole = max((layer.get("score") or 0.0 for layer in layers), default=0.0)
-    rows = tuple((*_layer(layer), *(_scores(layer, most, whole) if scored else ())) for layer in layers)
+    heads, rows = ("layer", "heads kept", "neurons kept", "whole layer"), tuple(map(_layer, one.get("layers") or ()))
     stage, because = str(one.get("stage", "")), str(one.get("because") or "")
-    note = "Scores are those before the first cut; the darker a square, the more that head matters." if scored else ""
-    return Section(f"pruned-{place}", f"Pruned: {stage}", heads, rows, lead=because, note=note)
+    return Section(f"pruned-{place}", f"Pruned: {stage}", heads, rows, lead=because)
+
+
+def scored(one: Mapping[str, Any], place: int) -> Section:
+    """What the heads and layers of a prune stage's input were worth; empty where that was not kept."""
+    layers = [layer for layer in one.get("layers") or () if layer.get("head_scores") is not None]
+    most = max((score for layer in layers for score in layer["head_scores"]), default=0.0)
+    whole = max((layer.get("score") or 0.0 for layer in layers), default=0.0)
+    rows = tuple((_layer(layer)[0], *_scores(layer, most, whole)) for layer in layers)
+    note = "Scores are those before the first cut; the darker a square, the more that head matters."
+    title = f"Pruned: {one.get('stage', '')}, scores"
+    return Section(f"scores-{place}", title, ("layer", "heads' scores", "layer's score"), rows, note=note)
 
 
 def _scores(layer: Mapping[str, Any], most: float, whole: float) -> tuple[Cell, ...]:
