@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from layer_clock import milliseconds
-from tiny import write_reviews
 
 from compressor.bench.isolation import Slot, Timing
-from compressor.data.rows import DataSets, open_data
+from compressor.data.rows import DataSets
 from compressor.errors import InputError
 from compressor.model.encoders import load_model, model_logits
 from compressor.model.manifest import LayerShape, read_manifest
@@ -35,14 +34,6 @@ BOTH = {"heads": "taylor", "ffn": "taylor"}
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPRESSOR_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> DataSets:
-    folder = tmp_path_factory.mktemp("rows")
-    write_reviews(folder)
-    data = {"train": "reviews.csv", "unlabelled": ["pool.txt"], "text": "review", "label": "stars", "max_tokens": 32}
-    return open_data(data, base=folder)
 
 
 def test_a_model_is_written_as_its_engine_runs_it_and_stays_as_it_was(

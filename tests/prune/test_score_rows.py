@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import write_reviews, write_tiny_bert
+from tiny import write_tiny_bert
 
-from compressor.data.rows import DataSets, Rows, open_data
+from compressor.data.rows import DataSets, Rows
 from compressor.errors import InputError
 from compressor.model.encoders import load_model
 from compressor.model.footprint import head_macs, macs, neuron_macs
@@ -25,14 +25,6 @@ from compressor.stages.prune import Prune
 
 torch.set_num_threads(1)
 BOTH = {"heads": "taylor", "ffn": "taylor"}
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> DataSets:
-    folder = tmp_path_factory.mktemp("rows")
-    write_reviews(folder)
-    data = {"train": "reviews.csv", "unlabelled": ["pool.txt"], "text": "review", "label": "stars", "max_tokens": 32}
-    return open_data(data, base=folder)
 
 
 @pytest.fixture(scope="module")
