@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,22 @@ def precision_of(graph: GraphProto) -> Precision:
     return max(sizes, key=lambda name: sizes[name])
 
 
+def name_nodes(graph: GraphProto) -> bool:
+    """Give every node that has no name, or one that an earlier node has, a name of its own; True where one had none.
+
+    Exporters may leave names out, but what is quantized and what stays in float is said by name.
+    """
+    taken = {node.name for node in graph.node}
+    seen, changed = {""}, False
+    for node in graph.node:
+        if node.name in seen:
+            node.name = next(name for number in count() if (name := f"{node.op_type}_{number}") not in taken)
+            taken.add(node.name)
+            changed = True
+        seen.add(node.name)
+    return changed
+
+
 def folder_precision(folder: Path) -> Precision:
     """In what a model folder keeps its weights: as compressor.json says; without one what its graph shows.
 
@@ -79,6 +96,17 @@ def folder_precision(folder: Path) -> Precision:
     if file is None or (folder / MANIFEST_NAME).is_file():
         return read_manifest(folder).precision
     return precision_of(open_graph(file, weights=False).graph)
+
+
+def scaled_by_batch(folder: Path) -> bool:
+    """Whether a folder's answers depend on what else is in the batch: as compressor.json says, else as its graph shows.
+
+    Raises: InputError for a folder or a graph that cannot be read.
+    """
+    file = model_file(folder)
+    if file is None or (folder / MANIFEST_NAME).is_file():
+        return read_manifest(folder).asked_alone
+    return any(node.op_type in SCALED_BY_BATCH for node in open_graph(file, weights=False).graph.node)
 
 
 def open_graph(file: Path, *, weights: bool = True) -> ModelProto:

@@ -14,8 +14,7 @@ from compressor.distill.distiller import Distiller
 from compressor.distill.settings import HiddenMatch, LogitsMatch
 from compressor.distill.teacher_cache import CACHE_FOLDER
 from compressor.errors import InputError
-from compressor.export.exporter import Exporter, input_names, trace
-from compressor.export.fusion import pin_heads
+from compressor.export.exporter import Exporter, traced_for_fusion
 from compressor.model.encoders import load_model, save_model
 from compressor.quantize.dynamic import dynamic
 from compressor.quantize.fake import rounding
@@ -102,7 +101,4 @@ def learn(material: Material, settings: Qat) -> Path:
 
 def traced(folder: Path) -> ModelProto:
     """The graph of a torch folder with each layer's head count written in, not fused."""
-    model = load_model(folder, attention="eager").eval()
-    graph = trace(model, input_names(model))
-    pin_heads(graph)
-    return graph
+    return traced_for_fusion(load_model(folder, attention="eager").eval())

@@ -21,7 +21,7 @@ from compressor.evaluate.proportions import wilson
 from compressor.export.audit import audit_int8
 from compressor.export.exporter import Exporter
 from compressor.export.folder import deploy, require_empty
-from compressor.model.graph_file import folder_precision, model_file, open_graph, require_bert
+from compressor.model.graph_file import folder_precision, model_file, name_nodes, open_graph, require_bert
 from compressor.model.manifest import read_manifest
 from compressor.quantize.choice import TIMES_FILE, Candidate, Times, choose, timed_elsewhere, times_once
 from compressor.quantize.material import Material, calibration_texts, unheard
@@ -229,8 +229,12 @@ class Quantizer:
             return Exporter(self.model, data=self.data, progress=self.progress).export(folder)
         there = self.exported or self.model
         file = model_file(there) or there / MODEL_FILE
-        require_bert(open_graph(file), where=str(file))
-        return deploy(file, there, folder, manifest=read_manifest(there))
+        graph = open_graph(file)
+        require_bert(graph, where=str(file))
+        made = deploy(file, there, folder, manifest=read_manifest(there))
+        if name_nodes(graph.graph):
+            (made / MODEL_FILE).write_bytes(graph.SerializeToString(deterministic=True))
+        return made
 
     def _material(self, source: Path, data: DataSets, work: Path) -> Material:
         graphs: list[ModelProto] = []

@@ -15,7 +15,7 @@ from compressor.data.encode import Encoded, collate, open_encoder
 from compressor.device import EXACT_SUMS, has_vnni
 from compressor.errors import InputError
 from compressor.model.graph_file import MODEL_FILE as MODEL_FILE
-from compressor.model.graph_file import model_file
+from compressor.model.graph_file import model_file, scaled_by_batch
 from compressor.model.manifest import MANIFEST_NAME, Manifest, read_manifest, record_engine, recorded_engine
 from compressor.runtime.engine import (
     TENSORRT_FILE,
@@ -85,7 +85,7 @@ def open_predictor(folder: Path, engine: Opened, opening: Opening) -> Predictor:
     if opening.device not in PLACES[engine]:
         raise InputError(f"engine {engine} runs on device {PLACES[engine][0]} alone (got {opening.device})")
     manifest = read_manifest(folder)
-    alone = manifest.asked_alone and engine != "tensorrt"  # whose scales are fixed
+    alone = engine != "tensorrt" and scaled_by_batch(folder)  # TensorRT's scales are fixed
     return Predictor(
         folder,
         manifest=manifest,

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -397,6 +398,22 @@ def test_an_int8_graph_without_a_manifest_is_known_by_its_operators(int8, tmp_pa
     (foreign / "compressor.json").unlink()
     with pytest.raises(InputError, match="is INT8 already; quantize the fp32 model it was made from"):
         Quantizer(foreign, data=DATA)
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "static", "mixed"])
+def test_a_graph_whose_nodes_have_no_names_becomes_the_same_int8(fp32, tmp_path, scheme):
+    unnamed = shutil.copytree(fp32, tmp_path / "unnamed")
+    graph = onnx.load(unnamed / "model.onnx")
+    for number, node in enumerate(graph.graph.node):
+        node.name = "" if number % 2 else "twice"
+    onnx.save(graph, unnamed / "model.onnx")
+    made = [
+        Quantizer(folder, data=DATA, try_=[scheme], smoke=True).fit(tmp_path / name)
+        for name, folder in (("a", fp32), ("b", unnamed))
+    ]
+    first, second = (Counter(node.op_type for node in onnx.load(each / "model.onnx").graph.node) for each in made)
+    assert first == second
+    np.testing.assert_array_equal(*(load(each, threads=1).logits(TEXTS) for each in made))
 
 
 def test_settings_that_a_gate_leaves_without_a_reader_are_refused(fp32, source, tmp_path):

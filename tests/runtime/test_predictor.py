@@ -43,6 +43,13 @@ def test_answers_keep_the_order_and_do_not_depend_on_their_neighbours(folders, n
     np.testing.assert_allclose(model.logits(MIXED[::-1])[::-1], together, atol=1e-5)
 
 
+def test_rows_of_dynamic_int8_from_elsewhere_do_not_depend_on_their_neighbours(folders, tmp_path):
+    foreign = shutil.copytree(folders["int8"], tmp_path / "foreign")
+    (foreign / "compressor.json").unlink()
+    together = load(foreign, threads=1).logits(MIXED)
+    np.testing.assert_array_equal(together, load(folders["int8"], threads=1).logits(MIXED))
+
+
 def test_engines_agree(folders):
     torch, onnx = load(folders["torch"]), load(folders["onnxruntime"])
     assert (torch.engine, onnx.engine) == ("torch", "onnxruntime")
