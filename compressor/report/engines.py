@@ -50,12 +50,14 @@ def with_engines(
     texts: Sequence[Text],
     *,
     seed: int = 17,
+    path: str | None = None,
     progress: Progress = silent,
 ) -> Engines:
     """The targets with the engine of each, for `fastest` measured on the model in `folder`.
 
     Args:
         asked: names of the targets that are timed.
+        path: what the reader knows the folder by, where it is a passing one.
     """
     found = Engines(dict(targets), {}, {})
     for name in asked:
@@ -65,7 +67,7 @@ def with_engines(
             drawn = draw_texts(texts, seed=seed)
             found.targets[name], choice = at_target(targets[name], folder, drawn, progress=progress)
         except CompressorError as error:  # what was trained is worth more than one column of its report
-            found.unchosen[name] = in_short(error)
+            found.unchosen[name] = in_short(error).replace(str(folder), path or str(folder))
             continue
         if choice is not None:
             found.choices[name] = choice

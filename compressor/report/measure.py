@@ -89,7 +89,8 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="compressor-measure-") as work:
         subjects = [_subject(one, folder, Path(work), rows, progress) for one, folder in named.items()]
         asked = list(places) if timing else []
-        engines = with_engines(places, asked, subjects[-1].folder, texts, seed=seed, progress=progress)
+        judged = subjects[-1]
+        engines = with_engines(places, asked, judged.folder, texts, seed=seed, path=judged.path, progress=progress)
         places = engines.targets
         subjects += torch_subjects(named, places.values())
         scored = score_subjects(subjects, texts, threads=threads, progress=progress)
