@@ -50,6 +50,8 @@ from compressor.train.settings import Train
 RESULTS = ROOT / "benchmarks" / "results" / "pruning.jsonl"
 TABLE = RESULTS.with_suffix(".md")
 PEERS = ROOT / "benchmarks" / "prune_peers"
+TEXTPRUNER = "textpruner==1.1.post2"
+"""Installed without what it asks for: it takes Python 3.11 for one before 3.8, and asks for a numpy below 1.22."""
 SHARES = ("0.5x", "0.3333x")
 LATENCIES = ("0.5x", "0.25x")
 SAMPLE_ROWS = 512
@@ -116,6 +118,7 @@ def make_environment(work: Path) -> None:
     (place / "torch.txt").write_text("\n".join(pins) + "\n", encoding="utf-8")
     command = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "-c", str(place / "torch.txt")]
     subprocess.run([*command, "-r", str(PEERS / "textpruner.txt")], check=True)
+    subprocess.run([*command, "--no-deps", TEXTPRUNER], check=True)
     (place / "made").touch()
 
 
