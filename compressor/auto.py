@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from compressor.model.pruned_modeling import PrunedBertConfig, PrunedBertForSequenceClassification, PrunedBertModel
+from compressor.model.families import FAMILIES
 
-AutoConfig.register(PrunedBertConfig.model_type, PrunedBertConfig, exist_ok=True)
-AutoModel.register(PrunedBertConfig, PrunedBertModel, exist_ok=True)
-AutoModelForSequenceClassification.register(PrunedBertConfig, PrunedBertForSequenceClassification, exist_ok=True)
+for family in FAMILIES.values():
+    AutoConfig.register(family.config.model_type, family.config, exist_ok=True)
+    AutoModel.register(family.config, family.encoder, exist_ok=True)
+    AutoModelForSequenceClassification.register(family.config, family.classifier, exist_ok=True)

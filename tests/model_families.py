@@ -61,15 +61,17 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 
 
-def write_family(folder: Path, kind: str, *, seed: int = 0, spread: float = 0.3) -> Path:
+def write_family(
+    folder: Path, kind: str, *, labels: tuple[str, ...] = LABELS, seed: int = 0, spread: float = 0.3
+) -> Path:
     """A random classifier of the family, 2 layers, hidden 32, as `save_pretrained` leaves it."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(seed)
     config = CONFIGS[kind]()
-    config.id2label = dict(enumerate(LABELS))
-    config.label2id = {label: index for index, label in enumerate(LABELS)}
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
     model = AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
         for name, weights in model.named_parameters():

@@ -1,4 +1,4 @@
-"""The page on INT8 is true: its recipes load and are planned, and its Python runs."""
+"""The pages on INT8 and on pruning are true: recipes load and are planned, Python runs, no setting is missing."""
 
 import re
 import shutil
@@ -13,10 +13,15 @@ from compressor.recipe.recipe import Recipe
 from compressor.runner.plan import plan
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "int8.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.S | re.M)
-RECIPES = [body for language, body in BLOCKS if language == "yaml"]
-PROGRAMS = [body for language, body in BLOCKS if language == "python"]
+PAGE, PRUNING = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("int8.md", "pruning.md"))
+
+
+def blocks(page, wanted):
+    return [body for language, body in re.findall(r"^```(\w+)\n(.*?)^```$", page, re.S | re.M) if language == wanted]
+
+
+RECIPES = [*blocks(PAGE, "yaml"), *blocks(PRUNING, "yaml")]
+PROGRAMS = blocks(PAGE, "python")
 HEAD = {
     "version": 1,
     "name": "page",
@@ -26,7 +31,8 @@ HEAD = {
 
 
 def test_the_page_holds_recipes_and_a_program():
-    assert len(RECIPES) >= 7
+    assert len(blocks(PAGE, "yaml")) >= 7
+    assert len(blocks(PRUNING, "yaml")) >= 5
     assert len(PROGRAMS) == 1
 
 
@@ -65,3 +71,24 @@ def test_every_scheme_method_and_setting_of_quantize_is_on_the_page():
     assert [key for key in keys if f"`{key}`" not in PAGE] == []
     own = [field.alias or key for key, field in Quantize.model_fields.items() if key not in ("id", "from_", "gate")]
     assert [key for key in own if f"`{key}`" not in PAGE and f"`{key}." not in PAGE] == []
+
+
+def test_every_kind_score_and_setting_of_prune_is_on_the_page():
+    from typing import get_args
+
+    from compressor.prune.settings import KINDS, QUANTITIES, Criterion, MaskKind, Masks, Recover, Remove
+    from compressor.stages.prune import Prune
+
+    own = [field.alias or key for key, field in Prune.model_fields.items() if key not in ("id", "from_", "gate")]
+    words = [
+        *KINDS,
+        *QUANTITIES,
+        *get_args(Criterion),
+        *get_args(MaskKind),
+        *Remove.model_fields,
+        *Masks.model_fields,
+        *own,
+    ]
+    missing = [word for word in words if not re.search(rf"[`{{ ]{word}[`:,}}]", PRUNING)]
+    assert missing == []
+    assert [key for key in Recover.model_fields if key not in PRUNING] == []

@@ -245,4 +245,9 @@ def _positions(config: Mapping[str, Any], pad_id: int) -> int | None:
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int) or positions <= 0:
         return None
-    return positions - (pad_id + 1) if config.get("model_type") in OFFSET_POSITIONS else positions
+    return positions - (pad_id + 1) if counts_from_padding(config) else positions
+
+
+def counts_from_padding(config: Mapping[str, Any]) -> bool:
+    """Whether a model's first position is the padding id plus one, by its config.json."""
+    return str(config.get("model_type")).removeprefix("pruned-") in OFFSET_POSITIONS

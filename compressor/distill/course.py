@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,24 @@ class Course:
         return digest_of(json.dumps(parts, sort_keys=True))
 
 
+LossOf = Callable[[nn.Module, Batch, float], Loss]
+"""(student, batch, share of the steps done) to what is minimised."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is trained with a student and acts on it at every step."""
+
+    module: nn.Module
+    """A part of the checkpoint."""
+    optimizer: Mapping[str, float]
+    """`lr` and `eps` of AdamW, the same at every step."""
+    around: Callable[[LossOf, int], LossOf]
+    """Makes the loss that is minimised, of the student's and the number of steps."""
+    key: str
+    """Digest of what decides its numbers beside those it begins with."""
+
+
 @dataclass(frozen=True)
 class _Lesson:
     """A course with its batches and layer pairs."""
@@ -109,7 +127,16 @@ class Classroom:
     turn: int = 0
     """Number of the phase, from 0: each draws rows and layers of its own, and sees the same views of a row."""
 
-    def take(self, course: Course, model: PreTrainedModel, work: Path, *, cache_at: Path, what: str) -> Fitted:
+    def take(
+        self,
+        course: Course,
+        model: PreTrainedModel,
+        work: Path,
+        *,
+        cache_at: Path,
+        what: str,
+        beside: Beside | None = None,
+    ) -> Fitted:
         """How the course ended; `model` is trained in place, checkpoint and steps.jsonl stay in `work`."""
         desk = self.desk
         lesson = self._lesson(course, model, work, self._chosen(course, model, cache_at))
@@ -117,10 +144,26 @@ class Classroom:
         parts = make_parts(course.match, lesson.pairing, model, encoder, seed=self.seed)
         weight = course.mix.unlabelled.weight if course.mix.unlabelled else 1.0
         taught = self._taught(lesson, cache_at)
-        loss = Teaching(course.match, taught, lesson.pairing, parts, lesson.steps, encoder, weight)
+        loss: LossOf = Teaching(course.match, taught, lesson.pairing, parts, lesson.steps, encoder, weight)
         words = json.dumps(lesson.pairing.words(), sort_keys=True)
         key = digest_of(course.digest(), words, json.dumps(named(self.cache), sort_keys=True))
-        fitted = self.fit(model, lesson.batches, loss, train=course.train, work=work, what=what, key=key, extra=parts)
+        extra: nn.Module | None = parts
+        if beside is not None:
+            loss = beside.around(loss, lesson.steps)
+            key = digest_of(key, [dict(beside.optimizer), beside.key])
+            extra = nn.ModuleDict({"beside": beside.module} | ({"parts": parts} if parts is not None else {}))
+        own = None if beside is None else {beside.module: beside.optimizer}
+        fitted = self.fit(
+            model,
+            lesson.batches,
+            loss,
+            train=course.train,
+            work=work,
+            what=what,
+            key=key,
+            extra=extra,
+            own=own,
+        )
         if parts is not None and parts.balance is not None:
             for sentence in parts.balance.warnings():
                 self.tell(Decision("terms", None, sentence))
@@ -130,13 +173,14 @@ class Classroom:
         self,
         model: PreTrainedModel,
         batches: MixedBatches,
-        loss: Callable[[nn.Module, Batch, float], Loss],
+        loss: LossOf,
         *,
         train: Train,
         work: Path,
         what: str,
         key: str,
         extra: nn.Module | None = None,
+        own: Mapping[nn.Module, Mapping[str, float]] | None = None,
     ) -> Fitted:
         """The loop on these batches; `key` says what else than desk and `train` decides the weights."""
         return fit(
@@ -151,6 +195,7 @@ class Classroom:
             what=what,
             score=self.scorer() if train.early_stop else None,
             extra=extra,
+            own=own,
             max_steps=SMOKE_STEPS if self.smoke else None,
             key=digest_of(self.desk.digest, key),
         )

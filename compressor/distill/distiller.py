@@ -14,7 +14,7 @@ from compressor.data.rows import DataSets
 from compressor.data.settings import Data, Mix
 from compressor.device import torch_device
 from compressor.distill.controls import CONTROLS_FOLDER, Controls
-from compressor.distill.course import Classroom, Course, gather_steps, phase_folder
+from compressor.distill.course import Beside, Classroom, Course, gather_steps, phase_folder
 from compressor.distill.desk import (
     StudentLike,
     TeacherLike,
@@ -150,7 +150,9 @@ class Distiller:
             finish(place, out)
         return out
 
-    def train_model(self, model: PreTrainedModel, work: Path, *, cache_at: Path | None = None) -> PreTrainedModel:
+    def train_model(
+        self, model: PreTrainedModel, work: Path, *, cache_at: Path | None = None, beside: Beside | None = None
+    ) -> PreTrainedModel:
         """`model`, trained in place as a student of these teachers; checkpoint, cache and steps.jsonl stay in `work`.
 
         Args:
@@ -158,6 +160,7 @@ class Distiller:
             work: for checkpoints and steps.jsonl.
             cache_at: folder of the teachers' answers, which trainings of the same rows may share; `work / "cache"`
                 unless given.
+            beside: what is trained with the student and acts on it in each phase; nothing unless given.
         """
         room = self._opened()
         model.to(torch_device(self.device))
@@ -172,6 +175,7 @@ class Distiller:
                 phase_folder(work, number, of=count),
                 cache_at=work / CACHE_FOLDER if cache_at is None else cache_at,
                 what=f"{self.what}, phase {number} of {count}" if count > 1 else self.what,
+                beside=beside,
             )
             self._steps.append(self.fitted.steps)
         if count > 1:

@@ -196,8 +196,8 @@ class Teaching:
         return ATTENTION_LOSSES[term.loss](
             own[:2], taught[:2], seen.mask,
             row_weights=seen.rows,
-            student_bias_HLL=attention_bias(seen.model, length),
-            teacher_bias_HLL=attention_bias(self.encoder, length),
+            student_bias_HLL=attention_bias(seen.model, length, layer=pair[1]),
+            teacher_bias_HLL=attention_bias(self.encoder, length, layer=pair[0]),
         )  # fmt: skip
 
     def _taught_heads(self, layer: int, seen: _Seen) -> Heads:

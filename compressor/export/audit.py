@@ -98,7 +98,8 @@ def audit(model: ModelProto, shapes: Shapes, *, model_type: str = "bert") -> Aud
     nodes = list(model.graph.node)
     embedded = any(node.op_type in EMBEDDINGS for node in nodes)
     gelus = [node for node in nodes if node.op_type in GELUS]
-    expected = expected_fusions(shapes, embeddings=model_type not in WITHOUT_EMBEDDINGS)
+    family = model_type.removeprefix("pruned-")
+    expected = expected_fusions(shapes, embeddings=family not in WITHOUT_EMBEDDINGS)
     if not gelus:
         expected["BiasGelu"] = 0  # another activation
     places = _places(shapes)

@@ -9,7 +9,7 @@ from typing import Any
 
 from compressor.errors import InputError, StageError
 from compressor.model.graph_file import MODEL_FILE
-from compressor.model.manifest import Manifest, read_config
+from compressor.model.manifest import UNEVEN_KEYS, Manifest, read_config
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -22,8 +22,6 @@ TOKENIZER_FILES = (
 )
 PLACES = ("_name_or_path", "name_or_path")
 """Keys of config files that say where a model once lay."""
-SHAPES = ("auto_map", "layer_shapes", "head_size")
-"""Keys of a pruned config that stock transformers does not know; the true shapes stand in compressor.json."""
 
 
 def require_empty(out: Path) -> None:
@@ -57,8 +55,11 @@ def deploy(model: Path, source: Path, out: Path, *, manifest: Manifest) -> Path:
 
 
 def stock_config(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
-    """config.json with a model_type that stock transformers knows and the manifest's class names."""
-    kept = {key: value for key, value in config.items() if key not in (*PLACES, *SHAPES)}
+    """config.json with a model_type that stock transformers knows and the manifest's class names.
+
+    The true shapes of uneven layers stand in compressor.json alone.
+    """
+    kept = {key: value for key, value in config.items() if key not in (*PLACES, *UNEVEN_KEYS)}
     pruned = str(config.get("model_type", "")).startswith("pruned-")
     if pruned:
         kept["model_type"] = config["model_type"].removeprefix("pruned-")

@@ -20,9 +20,9 @@ from transformers.utils import logging as transformers_logging
 from compressor.errors import InputError, StageError
 from compressor.model import pruned_modeling
 from compressor.model.attention import Attention
+from compressor.model.families import uneven_family
 from compressor.model.manifest import MANIFEST_NAME, Manifest, config_labels, read_config
 from compressor.model.parts import shapes
-from compressor.model.pruned_modeling import PrunedBertConfig
 from compressor.model.states import model_inputs
 
 RELOAD_TOLERANCE = 1e-5
@@ -49,11 +49,6 @@ TOKENIZER_FILES = (
 )
 VOCABULARIES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 """Without one of these transformers makes an empty tokenizer and says nothing."""
-AUTO_MAP = {
-    "AutoConfig": "pruned_modeling.PrunedBertConfig",
-    "AutoModel": "pruned_modeling.PrunedBertModel",
-    "AutoModelForSequenceClassification": "pruned_modeling.PrunedBertForSequenceClassification",
-}
 
 
 @contextlib.contextmanager
@@ -148,16 +143,16 @@ def load_model(
 
 
 def _open(folder: Path, written: Mapping[str, Any], attention: str, count: int) -> tuple[Any, Mapping[str, Any]]:
-    pruned = written.get("model_type") == PrunedBertConfig.model_type
+    kin = uneven_family(str(written.get("model_type", "")))
     try:
-        if pruned:
-            config: Any = PrunedBertConfig.from_pretrained(folder)
-            family: Any = pruned_modeling.PrunedBertForSequenceClassification
+        if kin is not None:
+            config: Any = kin.config.from_pretrained(folder)
+            family: Any = kin.classifier
         else:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             family = TasksManager.get_model_class_for_task("text-classification", model_type=config.model_type)
         config.num_labels = count
-        extra = {} if pruned else {"trust_remote_code": False}
+        extra = {} if kin is not None else {"trust_remote_code": False}
         if not _concrete(family, config)._supports_sdpa:
             attention = "eager"
         opened: tuple[Any, Mapping[str, Any]] = family.from_pretrained(
@@ -287,8 +282,9 @@ def save_model(
     set_labels(model, manifest.labels)
     with quiet_transformers():
         model.save_pretrained(folder)
-    if model.config.model_type == PrunedBertConfig.model_type:
-        config = {**read_config(folder), "auto_map": AUTO_MAP}
+    kin = uneven_family(model.config.model_type)
+    if kin is not None:
+        config = {**read_config(folder), "auto_map": kin.auto_map}
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         shutil.copyfile(Path(pruned_modeling.__file__), folder / "pruned_modeling.py")
     copy_tokenizer(Path(tokenizer_from), folder)

@@ -34,8 +34,13 @@ def neuron_macs(hidden: int, *, tokens: int = TOKENS) -> int:
 
 def layer_macs(layer: LayerShape, hidden: int, *, tokens: int = TOKENS) -> int:
     """Multiply-accumulates of the matrix products of one layer for one row."""
+    return sum(half_macs(layer, hidden, tokens=tokens))
+
+
+def half_macs(layer: LayerShape, hidden: int, *, tokens: int = TOKENS) -> tuple[int, int]:
+    """Those of its attention and of its feed-forward half."""
     attention = layer.heads * head_macs(layer.head_size, hidden, tokens=tokens)
-    return attention + layer.ffn * neuron_macs(hidden, tokens=tokens)
+    return attention, layer.ffn * neuron_macs(hidden, tokens=tokens)
 
 
 def macs(shapes: Shapes, *, tokens: int = TOKENS) -> int:

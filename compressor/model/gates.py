@@ -1,4 +1,4 @@
-"""Factors between 0 and 1 on heads, neurons and layers of a model that is otherwise left as it is."""
+"""Factors between 0 and 1 on heads, neurons, layers and channels of a model that is otherwise left as it is."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.model.parts import anatomy
+from compressor.model.parts import anatomy, layer_output
 
 # B rows, L tokens, D hidden, H heads, d head size, F neurons
 
@@ -41,6 +42,22 @@ def gated(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def fold(model: PreTrainedModel, *, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> None:
+    """Write the gates of heads and neurons into the output projections, so that the model answers without as with them.
+
+    Args:
+        model: changed in place.
+        heads: one tensor a layer, (H,); (0,) where the layer has none.
+        neurons: likewise, (F,).
+    """
+    with torch.no_grad():
+        for layer, head_gate, neuron_gate in zip(anatomy(model).layers, heads, neurons, strict=True):
+            if isinstance(layer.attention_output, nn.Linear):
+                layer.attention_output.weight.mul_(head_gate.repeat_interleave(layer.head_size))
+            if isinstance(layer.down, nn.Linear):
+                layer.down.weight.mul_(neuron_gate)
 
 
 @contextlib.contextmanager
@@ -78,6 +95,46 @@ def channels_gated(
             hook.remove()
 
 
+@contextlib.contextmanager
+def hidden_gated(model: PreTrainedModel, gate: Tensor) -> Iterator[None]:
+    """Inside, each channel of the hidden states counts as much as its gate, everywhere at once.
+
+    The norms take their mean and variance over the channels weighted by their gates, so that a channel at 0 is as if it
+    were cut: written by nothing and read by nothing, by no norm either. It acts on the embeddings, on both norms of
+    every layer, and on what the pooler writes, which is as wide.
+
+    Args:
+        model: put back as it was on leaving.
+        gate: (D,) for all rows or (B, D) for each row.
+    """
+    parts = anatomy(model)
+    norms = [norm for layer in parts.layers for norm in (layer.attention_norm, layer.norm)]
+    hooks = [parts.pooler.register_forward_hook(lambda _pooler, _inputs, output_BD: output_BD * gate)]
+    try:
+        if parts.projection is None:
+            norms.append(parts.embedding_norm)
+        else:
+            hooks.append(parts.projection.register_forward_hook(_scale_output(gate)))
+        hooks.extend(norm.register_forward_hook(_weighted_norm(gate)) for norm in norms)
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _weighted_norm(gate: Tensor) -> Any:
+    weight = gate.unsqueeze(-2) if gate.dim() == 2 else gate
+    count = weight.sum(-1, keepdim=True)
+
+    def hook(norm: nn.LayerNorm, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
+        states = inputs[0]
+        centred = states - (states * weight).sum(-1, keepdim=True) / count
+        variance = (centred.square() * weight).sum(-1, keepdim=True) / count
+        return (centred * (variance + norm.eps).rsqrt() * norm.weight + norm.bias) * weight
+
+    return hook
+
+
 def _scale_output(gate: Tensor) -> Any:
     spread = gate.unsqueeze(-2) if gate.dim() == 2 else gate
 
@@ -99,8 +156,11 @@ def _scale_input(gate: Tensor) -> Any:
 def _blend_output(gate: Tensor) -> Any:
     spread = gate[:, None, None] if gate.dim() == 1 else gate
 
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output if _is_one(gate) else inputs[0] + spread * (output - inputs[0])
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
+        if _is_one(gate):
+            return output
+        blended = inputs[0] + spread * (layer_output(output) - inputs[0])
+        return (blended, *output[1:]) if isinstance(output, tuple) else blended
 
     return hook
 

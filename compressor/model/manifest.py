@@ -22,6 +22,9 @@ ENGINE_KEY = "engine"
 """Key of compressor.json for the engine that was measured to be the fastest. It is none of a Manifest's fields, so that
 what is made of a model, and may not open in that engine, does not inherit it."""
 
+UNEVEN_KEYS = ("auto_map", "layer_shapes", "head_size", "relative_attention_heads")
+"""Keys of config.json that say uneven layers, which transformers' own classes do not know."""
+
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 """In what a model file keeps and multiplies most of its weights."""
 

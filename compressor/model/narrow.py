@@ -76,13 +76,23 @@ def attention_channels(old: Layer, new: Layer, queries: Tensor, values: Tensor) 
 
 
 def _copy_ends(source: Anatomy, goal: Anatomy, hidden: Tensor) -> None:
+    embedded = hidden
+    if source.projection is not None:
+        embedded = torch.arange(source.projection.in_features, device=hidden.device)
+        _copy(source.projection, goal.projection, hidden, embedded)
     for old, new in zip(source.tables, goal.tables, strict=True):
-        new.weight.copy_(old.weight[:, hidden])
-    _copy(source.embedding_norm, goal.embedding_norm, hidden)
-    if source.pooler is not None and goal.pooler is not None:
-        _copy(source.pooler, goal.pooler, hidden, hidden)
+        new.weight.copy_(old.weight[:, embedded])
+    _copy(source.embedding_norm, goal.embedding_norm, embedded)
+    copy_relative(source, goal)
+    _copy(source.pooler, goal.pooler, hidden, hidden)
     every = torch.arange(source.classifier.out_features, device=hidden.device)
     _copy(source.classifier, goal.classifier, every, hidden)
+
+
+def copy_relative(source: Anatomy, goal: Anatomy) -> None:
+    """Copy the bias by distance, where the family has one, for models of the same heads."""
+    if source.relative is not None and goal.relative is not None:
+        goal.relative.relative_attention_bias.weight.copy_(source.relative.relative_attention_bias.weight)
 
 
 def _copy(old: Any, new: Any, rows: Tensor, columns: Tensor | None = None, factor: float = 1.0) -> None:

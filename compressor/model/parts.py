@@ -1,19 +1,19 @@
-"""The parts of an encoder by name; with pruned_modeling the only file that spells transformers' module names."""
+"""The parts of an encoder; with families and pruned_modeling the only file that spells transformers' module names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from optimum.utils import NormalizedConfigManager
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from compressor.errors import InputError
+from compressor.model.families import FAMILIES, PRUNED, Family, family_of
 from compressor.model.manifest import LayerShape, Shapes
-from compressor.model.pruned_modeling import AbsentAttention, BiasOnly, PrunedBertConfig
+from compressor.model.pruned_modeling import AbsentAttention, BiasOnly, Places
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Layer:
     up: nn.Linear | None
     down: nn.Linear | BiasOnly
     norm: nn.LayerNorm
+    bias_heads: tuple[int, ...] | None
+    """The column of each head in the encoder's bias by distance; None where the family has no such bias."""
 
     @property
     def linears(self) -> tuple[nn.Linear, ...]:
@@ -58,119 +60,73 @@ class Anatomy:
 
     encoder: PreTrainedModel
     embeddings: nn.Module
+    """Its output is what the first layer reads."""
     tables: tuple[nn.Embedding, ...]
-    """Word, position and type embeddings."""
+    """Word and position embeddings, and type embeddings where there are some."""
     embedding_norm: nn.LayerNorm
+    projection: nn.Linear | None
+    """From narrower embeddings to the layers' width (ELECTRA); None where they are as wide."""
     layers: tuple[Layer, ...]
-    pooler: nn.Linear | None
+    relative: Any | None
+    """As in Stack."""
+    pooler: nn.Linear
+    """The projection between the first token's state and the classifier, wherever the family keeps it."""
     classifier: nn.Linear
+    """The projection with one row a class."""
 
 
-def _bert_layer(module: Any, head_size: int) -> Layer:
-    inner, has_neurons = module.attention.self, hasattr(module.intermediate, "dense")
-    has_heads = not isinstance(inner, AbsentAttention)
+TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+"""Names of the tables of embeddings, which stand first in every encoder; some have no segments."""
+
+
+def _layer(module: Any, places: Places, config: Any) -> Layer:
+    inner, down = module.get_submodule(places.attention), module.get_submodule(places.down)
+    size, heads, neurons = _head_size(config), 0, 0
+    query = key = value = up = None
+    if not isinstance(inner, AbsentAttention):
+        query, key, value = (inner.get_submodule(name) for name in (places.query, places.key, places.value))
+        size = inner.attention_head_size
+        heads = query.out_features // size
+    if not isinstance(down, BiasOnly):
+        up = module.get_submodule(places.up)
+        neurons = up.out_features
+    columns = getattr(module.get_submodule(places.reads_relative), "bias_heads", range(heads))
     return Layer(
         whole=module,
-        heads=inner.query.out_features // inner.attention_head_size if has_heads else 0,
-        head_size=inner.attention_head_size if has_heads else head_size,
-        neurons=module.intermediate.dense.out_features if has_neurons else 0,
-        query=inner.query if has_heads else None,
-        key=inner.key if has_heads else None,
-        value=inner.value if has_heads else None,
-        attention_output=module.attention.output.dense,
-        attention_norm=module.attention.output.LayerNorm,
-        up=module.intermediate.dense if has_neurons else None,
-        down=module.output.dense,
-        norm=module.output.LayerNorm,
+        heads=heads,
+        head_size=size,
+        neurons=neurons,
+        query=query,
+        key=key,
+        value=value,
+        attention_output=module.get_submodule(places.attention_output),
+        attention_norm=module.get_submodule(places.attention_norm),
+        up=up,
+        down=down,
+        norm=module.get_submodule(places.norm),
+        bias_heads=None if places.relative is None else tuple(columns[:heads]),
     )
 
 
-def _mpnet_layer(module: Any) -> Layer:
-    inner = module.attention.attn
-    return Layer(
-        whole=module,
-        heads=inner.num_attention_heads,
-        head_size=inner.attention_head_size,
-        neurons=module.intermediate.dense.out_features,
-        query=inner.q,
-        key=inner.k,
-        value=inner.v,
-        attention_output=inner.o,
-        attention_norm=module.attention.LayerNorm,
-        up=module.intermediate.dense,
-        down=module.output.dense,
-        norm=module.output.LayerNorm,
+def _head_size(config: Any) -> int:
+    """Width of a head of which the layers alone may not tell, as one of them may have none."""
+    size: int = getattr(config, "head_size", None) or config.hidden_size // config.num_attention_heads
+    return size
+
+
+def _stack(encoder: Any, places: Places) -> Stack:
+    return Stack(
+        words=encoder.embeddings.word_embeddings,
+        embeddings=getattr(encoder, "embeddings_project", encoder.embeddings),
+        layers=tuple(_layer(each, places, encoder.config) for each in encoder.get_submodule(places.layers)),
+        relative=None if places.relative is None else encoder.get_submodule(places.relative),
     )
 
 
-def _distilbert_layer(module: Any) -> Layer:
-    inner = module.attention
-    return Layer(
-        whole=module,
-        heads=inner.n_heads,
-        head_size=inner.attention_head_size,
-        neurons=module.ffn.lin1.out_features,
-        query=inner.q_lin,
-        key=inner.k_lin,
-        value=inner.v_lin,
-        attention_output=inner.out_lin,
-        attention_norm=module.sa_layer_norm,
-        up=module.ffn.lin1,
-        down=module.ffn.lin2,
-        norm=module.output_layer_norm,
-    )
-
-
-def _bert_layers(encoder: Any) -> tuple[Layer, ...]:
-    config = encoder.config
-    size = getattr(config, "head_size", None) or config.hidden_size // config.num_attention_heads
-    return tuple(_bert_layer(module, size) for module in encoder.encoder.layer)
-
-
-def _bert_stack(encoder: Any) -> Stack:
-    return Stack(encoder.embeddings.word_embeddings, encoder.embeddings, _bert_layers(encoder), None)
-
-
-def _electra_stack(encoder: Any) -> Stack:
-    projected = getattr(encoder, "embeddings_project", encoder.embeddings)
-    return Stack(encoder.embeddings.word_embeddings, projected, _bert_layers(encoder), None)
-
-
-def _mpnet_stack(encoder: Any) -> Stack:
-    layers = tuple(_mpnet_layer(module) for module in encoder.encoder.layer)
-    return Stack(encoder.embeddings.word_embeddings, encoder.embeddings, layers, encoder.encoder)
-
-
-def _distilbert_stack(encoder: Any) -> Stack:
-    layers = tuple(_distilbert_layer(module) for module in encoder.transformer.layer)
-    return Stack(encoder.embeddings.word_embeddings, encoder.embeddings, layers, None)
-
-
-def _bert_anatomy(model: Any) -> Anatomy:
-    encoder, parts = model.base_model, model.base_model.embeddings
-    return Anatomy(
-        encoder=encoder,
-        embeddings=parts,
-        tables=(parts.word_embeddings, parts.position_embeddings, parts.token_type_embeddings),
-        embedding_norm=parts.LayerNorm,
-        layers=_bert_layers(encoder),
-        pooler=encoder.pooler.dense if encoder.pooler is not None else None,
-        classifier=model.classifier,
-    )
-
-
-ANATOMIES: dict[str, Callable[[Any], Anatomy]] = {"bert": _bert_anatomy, PrunedBertConfig.model_type: _bert_anatomy}
-"""Model type to the function that finds the parts of a classifier that can be copied from and cut."""
-
-STACKS: dict[str, Callable[[Any], Stack]] = {
-    "bert": _bert_stack,
-    PrunedBertConfig.model_type: _bert_stack,
-    "mpnet": _mpnet_stack,
-    "roberta": _bert_stack,
-    "distilbert": _distilbert_stack,
-    "electra": _electra_stack,
-}
-"""Model type to the function that finds what a pass of its encoder goes through."""
+def layer_output(found: Any) -> Tensor:
+    """The hidden states in what a transformer layer gives, which in some families is a tuple that begins with them."""
+    states: Tensor = found[0] if isinstance(found, tuple) else found
+    return states
 
 
 def bare(model: nn.Module) -> PreTrainedModel:
@@ -180,34 +136,52 @@ def bare(model: nn.Module) -> PreTrainedModel:
     return found
 
 
-def anatomy(model: PreTrainedModel) -> Anatomy:
-    """The parts of `model`; InputError for an encoder whose shapes cannot be changed here."""
+def family(model: PreTrainedModel) -> Family:
+    """The family of `model`; InputError for an encoder whose shapes cannot be changed here."""
     kind = model.config.model_type
-    if kind not in ANATOMIES:
+    found = family_of(kind)
+    if found is None:
         raise InputError(
-            f"models of type {kind!r} cannot be distilled into, pruned or exported; known are {', '.join(ANATOMIES)}"
+            f"models of type {kind!r} cannot be distilled into, pruned or exported; known are {', '.join(FAMILIES)}"
         )
-    return ANATOMIES[kind](model)
+    return found
+
+
+def anatomy(model: PreTrainedModel) -> Anatomy:
+    """The parts of `model`; InputError as `family`."""
+    names, encoder = family(model), model.base_model
+    parts, stacked = encoder.embeddings, _stack(encoder, names.places)
+    return Anatomy(
+        encoder=encoder,
+        embeddings=stacked.embeddings,
+        tables=tuple(getattr(parts, name) for name in TABLES if hasattr(parts, name)),
+        embedding_norm=parts.LayerNorm,
+        projection=getattr(encoder, "embeddings_project", None),
+        layers=stacked.layers,
+        relative=stacked.relative,
+        pooler=model.get_submodule(names.dense),
+        classifier=model.get_submodule(names.answers),
+    )
 
 
 def stack(model: nn.Module) -> Stack:
     """What a pass of `model`, which may be wrapped, goes through; InputError where its module names are not known."""
     inner = bare(model)
     kind = inner.config.model_type
-    if kind not in STACKS:
+    found = family_of(kind)
+    if found is None:
         raise InputError(
-            f"the hidden states of models of type {kind!r} cannot be read; known are {', '.join(STACKS)}: "
+            f"the hidden states of models of type {kind!r} cannot be read; known are {', '.join(FAMILIES)}: "
             "take one of these, or match logits alone"
         )
-    return STACKS[kind](inner.base_model)
+    return _stack(inner.base_model, found.places)
 
 
 def shapes(model: PreTrainedModel) -> Shapes:
     """Width, layers and vocabulary of `model`, read from its modules where the parts are known, else its config."""
     own = model.config.model_type
-    kind = "bert" if own == PrunedBertConfig.model_type else own
-    normal = NormalizedConfigManager.get_normalized_config_class(kind)(model.config)
-    if own in STACKS:
+    normal = NormalizedConfigManager.get_normalized_config_class(own.removeprefix(PRUNED))(model.config)
+    if family_of(own) is not None:
         parts = stack(model).layers
         layers = tuple(LayerShape(heads=each.heads, head_size=each.head_size, ffn=each.neurons) for each in parts)
     else:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from compressor.model.encoders import copy_tokenizer, quiet_transformers, set_labels
-from compressor.model.manifest import read_config
-from compressor.model.pruned_modeling import PrunedBertConfig
+from compressor.model.families import family_of, uneven_family
+from compressor.model.manifest import UNEVEN_KEYS, read_config
 
-PRUNED_KEYS = ("model_type", "architectures", "auto_map", "layer_shapes", "head_size")
+NOT_INHERITED = ("model_type", "architectures", *UNEVEN_KEYS)
 """Keys of a pruned config.json that a stock one does not have, or has otherwise."""
 
 
@@ -23,8 +23,9 @@ def save_random_model(source: Path, folder: Path, *, hidden: int, heads: int, la
     The feed-forward part is twice as wide as the hidden states. The tokenizer is that of `source`.
     """
     config = _stock_config(source)
-    config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, heads, 2 * hidden
-    config.num_labels = len(labels)
+    family = family_of(config.model_type)
+    config.hidden_size, config.num_attention_heads, config.num_labels = hidden, heads, len(labels)
+    setattr(config, "intermediate_size" if family is None else family.neurons, 2 * hidden)
     torch.manual_seed(seed)
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_config(config)
@@ -35,8 +36,9 @@ def save_random_model(source: Path, folder: Path, *, hidden: int, heads: int, la
 
 
 def _stock_config(source: Path) -> Any:
-    """The configuration of `source`; for a pruned one that of a stock BERT with as many layers."""
+    """The configuration of `source`; for a pruned one that of a stock model of its family with as many layers."""
     written = read_config(source)
-    if written.get("model_type") != PrunedBertConfig.model_type:
+    family = uneven_family(str(written.get("model_type", "")))
+    if family is None:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    return BertConfig.from_dict({key: value for key, value in written.items() if key not in PRUNED_KEYS})
+    return family.stock_config.from_dict({key: value for key, value in written.items() if key not in NOT_INHERITED})

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.model.narrow import InnerChannels, attention_channels, largest
+from compressor.model.narrow import InnerChannels, attention_channels, copy_relative, largest
 from compressor.model.parts import Anatomy, Layer
 
 Affine = tuple[Tensor, Tensor]
@@ -20,6 +20,8 @@ Affine = tuple[Tensor, Tensor]
 
 def copy_rotated(source: Anatomy, goal: Anatomy, chosen: Sequence[int]) -> None:
     """Fill `goal` with the layers `chosen` of `source`, its stream s being the projection P'h of the source's stream h.
+
+    Neither may project its embeddings to the stream, of which the words would then not tell the directions.
 
     P, of orthonormal columns, spans the leading directions of the word embeddings, every word counting once.
     Whatever reads the stream is multiplied by P, whatever writes to it by P', so all of that is exact for states in the
@@ -41,6 +43,7 @@ def copy_rotated(source: Anatomy, goal: Anatomy, chosen: Sequence[int]) -> None:
     for table, rotated in zip(source.tables, goal.tables, strict=True):
         rotated.weight.copy_(_double(table.weight) @ basis_DE)
     _rotate_norm(source.embedding_norm, goal.embedding_norm, basis_DE)
+    copy_relative(source, goal)
     for index, new in zip(chosen, goal.layers, strict=True):
         _rotate_attention(source.layers[index], new, basis_DE)
         _rotate_feed_forward(source.layers[index], new, basis_DE)
@@ -161,11 +164,8 @@ def _rotate_feed_forward(old: Layer, new: Layer, basis_DE: Tensor) -> None:
 
 
 def _rotate_head(source: Anatomy, goal: Anatomy, basis_DE: Tensor) -> None:
-    """Units of the pooler stand behind tanh, so they are kept or left out; without a pooler the classifier reads s."""
+    """Units of the pooler stand behind an activation, so they are kept or left out."""
     answers = _double(source.classifier.weight)
-    if source.pooler is None or goal.pooler is None:
-        _fill(goal.classifier, answers @ basis_DE, _double(source.classifier.bias))
-        return
     pooler = _reading(source.pooler, basis_DE)
     units = largest(_norms(pooler) * answers.square().sum(0), goal.classifier.in_features)
     _fill(goal.pooler, pooler[0][units], pooler[1][units])

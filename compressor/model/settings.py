@@ -14,7 +14,7 @@ class Init(Settings):
     """How the student starts."""
 
     from_: ModelFrom | None = Field(None, alias="from")
-    """A small BERT to start from, whose layers, widths and tokenizer the student takes; the teacher unless given."""
+    """A small encoder to start from, whose layers, widths and tokenizer the student takes; the teacher unless given."""
     layers: Literal["uniform", "first", "last", "importance"] = "uniform"
     """Which layers are copied; uniform spreads them over the depth and keeps the last, importance takes those whose
     loss would cost most."""

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.masking_utils import create_bidirectional_mask
 
 from compressor.errors import InputError
-from compressor.model.parts import bare, stack
+from compressor.model.parts import bare, layer_output, stack
 
 Heads = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values of one layer, each (B, L, H, d)."""
@@ -84,7 +84,7 @@ def record_hidden(model: nn.Module, *, layers: Sequence[int]) -> Iterator[dict[i
 
     def keep(layer: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            states[layer] = output[0] if isinstance(output, tuple) else output
+            states[layer] = layer_output(output)
 
         return hook
 
@@ -149,16 +149,18 @@ def _projections(model: nn.Module, layer: int) -> tuple[tuple[nn.Linear, nn.Line
     return (parts.query, parts.key, parts.value), parts.head_size
 
 
-def attention_bias(model: nn.Module, length: int) -> Tensor | None:
-    """What is added to the scaled scores of every layer, shape (H, L, L), queries before keys; None where nothing is.
+def attention_bias(model: nn.Module, length: int, *, layer: int) -> Tensor | None:
+    """What is added to the scaled scores of a layer, shape (H, L, L), queries before keys; None where nothing is.
 
-    MPNet's bias by the distance of two tokens (Song et al. 2020, https://arxiv.org/abs/2004.09297, after T5).
+    MPNet's bias by the distance of two tokens (Song et al. 2020, https://arxiv.org/abs/2004.09297, after T5), of which
+    a pruned layer has the columns of its heads. Layers count from 1.
     """
     parts = stack(model)
-    if parts.relative is None:
+    columns = parts.layers[layer - 1].bias_heads
+    if parts.relative is None or columns is None:
         return None
     shape_alone = parts.words.weight.new_empty(1, length, 1)
-    bias: Tensor = parts.relative.compute_position_bias(shape_alone)[0]
+    bias: Tensor = parts.relative.compute_position_bias(shape_alone)[0, list(columns)]
     return bias
 
 
@@ -188,9 +190,7 @@ def continue_layers(
         given["position_bias"] = parts.relative.compute_position_bias(state)
     states = {start: state}
     for number in range(start + 1, max(layers, default=start) + 1):
-        output = parts.layers[number - 1].whole(state, **given)
-        state = output[0] if isinstance(output, tuple) else output
-        states[number] = state
+        states[number] = state = layer_output(parts.layers[number - 1].whole(state, **given))
     return {layer: states[layer] for layer in layers}
 
 

@@ -10,9 +10,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from compressor.errors import InputError
+from compressor.model.families import FAMILIES, family_of
 from compressor.model.importance import Examples, LossPerRow, channel_norms, channel_taylor, taylor
 from compressor.model.narrow import copy_channels, largest
-from compressor.model.parts import ANATOMIES, anatomy, shapes
+from compressor.model.parts import Anatomy, anatomy, shapes
 from compressor.model.rotated import copy_rotated
 from compressor.model.settings import Init, Student
 from compressor.model.student_shapes import student_shapes
@@ -89,17 +90,21 @@ def make_student(
         source: the teacher, or the open checkpoint of `student.init.from`, with a classifier of the student's classes.
         probe: batches on which importance is measured; some hundred labelled rows do. None where nothing asks for it.
         loss_per_row: (logits (B, C), targets) to the loss of each row, (B,), of which importance is measured.
-    Raises: InputError as `student_shapes` does, for a source that is no BERT, and for importance without a probe.
+    Raises: InputError as `student_shapes` does, for a source of a family whose parts are not known, for importance
+        without a probe, and for what the family cannot be copied into.
     """
     init = student.init
-    if source.config.model_type not in ANATOMIES:
+    if family_of(source.config.model_type) is None:
         raise InputError(
             f"a student cannot be made of {'the teacher' if init.from_ is None else init.from_.path}, a model of type "
-            f"{source.config.model_type!r}; give a BERT as student.init.from, or a student of your own"
+            f"{source.config.model_type!r}; give one of {', '.join(FAMILIES)} as student.init.from, or a student of "
+            "your own"
         )
     target = student_shapes(shapes(source), student)
     batches = _probe(init, probe)
     made = fresh_model(source, target, seed=seed)
+    _check_projection(anatomy(source), anatomy(made), init)
+    _check_relative(anatomy(source), anatomy(made))
     chosen = _chosen_layers(source, init, len(target.layers), batches, loss_per_row)
     by_loss = channel_taylor(source, batches, loss_per_row) if init.width == "importance" else None
     with torch.no_grad():
@@ -108,6 +113,30 @@ def make_student(
         else:
             copy_channels(anatomy(source), anatomy(made), chosen, by_loss or channel_norms(source, chosen))
     return made.eval()
+
+
+def _check_projection(source: Anatomy, made: Anatomy, init: Init) -> None:
+    """InputError where a source that projects narrow embeddings to its width (ELECTRA) cannot be copied as asked."""
+    if source.projection is None:
+        return
+    width = f"{source.projection.in_features}, which are projected to its {source.projection.out_features}"
+    if made.projection is None:
+        raise InputError(f"student.hidden must not be the width of the source's embeddings, {width}; write another")
+    if init.width == "svd":
+        raise InputError(
+            f"student.init.width svd takes its directions from the embeddings, but those of the source have {width}; "
+            "write norm or importance"
+        )
+
+
+def _check_relative(source: Anatomy, made: Anatomy) -> None:
+    """InputError for other heads than those of a source that has a bias by distance, one for each head (MPNet)."""
+    wanted = made.layers[0].bias_heads
+    if any(layer.bias_heads != wanted for layer in source.layers):
+        raise InputError(
+            f"student.heads must be the source's {source.layers[0].heads}, as all layers share one bias by distance "
+            f"with a column for each of them (got {made.layers[0].heads}); leave heads out"
+        )
 
 
 def _probe(init: Init, probe: Iterable[Examples] | None) -> list[Examples]:

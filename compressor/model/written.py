@@ -1,4 +1,4 @@
-"""How much each head, neuron and layer writes, row by row."""
+"""How much each head, neuron, half and layer writes, row by row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.model.parts import Layer, anatomy
+from compressor.model.parts import Layer, anatomy, layer_output
 
 # B rows, L tokens, D hidden, H heads, d head size, F neurons, P parts of one kind
 
@@ -26,6 +26,10 @@ class Norms:
     """Of a neuron's activation times its column of the output projection, (B, F)."""
     layers: list[Tensor]
     """Of what the layer changes of its input, (B,)."""
+    attention: list[Tensor]
+    """Of what all its heads write together, (B,)."""
+    feed_forward: list[Tensor]
+    """Of what all its neurons write together, (B,)."""
 
 
 @contextlib.contextmanager
@@ -37,17 +41,19 @@ def written(model: PreTrainedModel, mask: Tensor) -> Iterator[Norms]:
     """
     share = mask.float() / mask.float().sum(-1, keepdim=True)
     layers = anatomy(model).layers
-    absent = share.new_zeros(len(share), 0)
-    norms = Norms([absent] * len(layers), [absent] * len(layers), [absent] * len(layers))
+    absent, nothing = share.new_zeros(len(share), 0), share.new_zeros(len(share))
+    norms = Norms(*([each] * len(layers) for each in (absent, absent, nothing, nothing, nothing)))
     hooks = []
     try:
         for index, layer in enumerate(layers):
             if layer.heads:
                 hook = _reader(norms.heads, index, share, _head_squares(layer))
                 hooks.append(layer.attention_output.register_forward_pre_hook(hook))
+                hooks.append(layer.attention_output.register_forward_hook(_sum_reader(norms.attention, index, share)))
             if layer.neurons:
                 hook = _reader(norms.neurons, index, share, _neuron_squares(layer))
                 hooks.append(layer.down.register_forward_pre_hook(hook))
+                hooks.append(layer.down.register_forward_hook(_sum_reader(norms.feed_forward, index, share)))
             hooks.append(layer.whole.register_forward_hook(_change_reader(norms.layers, index, share)))
         yield norms
     finally:
@@ -83,8 +89,17 @@ def _reader(found: list[Tensor], index: int, share: Tensor, squares: Callable[[T
     return hook
 
 
+def _sum_reader(found: list[Tensor], index: int, share: Tensor) -> Any:
+    """Reads what a projection writes beside its bias, which stays when all its inputs go."""
+
+    def hook(module: nn.Linear, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found[index] = ((output - module.bias).detach().square().sum(-1) * share).sum(-1)
+
+    return hook
+
+
 def _change_reader(found: list[Tensor], index: int, share: Tensor) -> Any:
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found[index] = ((output - inputs[0]).detach().square().sum(-1) * share).sum(-1)
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        found[index] = ((layer_output(output) - inputs[0]).detach().square().sum(-1) * share).sum(-1)
 
     return hook

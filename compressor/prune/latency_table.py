@@ -70,6 +70,7 @@ class TableKey:
     lengths: str
     """Digest of the timed rows' numbers of tokens."""
     versions: Mapping[str, str]
+    family: str = "bert"
     schema: int = SCHEMA
 
     def digest(self) -> str:
@@ -77,11 +78,12 @@ class TableKey:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def key_of(sizes: Shapes, place: Place, lengths: Sequence[int], *, activation: str) -> TableKey:
+def key_of(sizes: Shapes, place: Place, lengths: Sequence[int], *, activation: str, family: str = "bert") -> TableKey:
     """The key of a table for models of these shapes, or cut from them, here and now.
 
     Args:
         activation: the function of the feed-forward half, as transformers names it.
+        family: as it names the family, whose attention may be another product.
         lengths: tokens of each row that is timed.
     """
     return TableKey(
@@ -97,6 +99,7 @@ def key_of(sizes: Shapes, place: Place, lengths: Sequence[int], *, activation: s
         layers=len(sizes.layers),
         lengths=hashlib.sha256(json.dumps(sorted(map(int, lengths))).encode()).hexdigest()[:16],
         versions=versions(LIBRARIES),
+        family=family,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from compressor.model.importance import Scores
 from compressor.model.manifest import Shapes
 from compressor.model.surgery import Kept, keep_all, kept_shapes
 from compressor.prune.settings import Kind
-from compressor.prune.targets import Amounts, choose_parts, least_left
+from compressor.prune.targets import Amounts, amount_left, choose_parts, least_left
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Taken:
     heads: int
     ffn: int
     layers: int
+    hidden: int
+    """Channels of the hidden states."""
     amount: float
     """In the unit of the prices."""
     score: float
@@ -29,12 +31,14 @@ class Taken:
 
 def taken(sizes: Shapes, kept: Kept, prices: Amounts, *, score: float) -> Taken:
     """What a cut to `kept` takes from a model of these shapes."""
-    left = kept_shapes(sizes, kept).layers
+    after = kept_shapes(sizes, kept)
+    left = after.layers
     return Taken(
         heads=sum(layer.heads for layer in sizes.layers) - sum(layer.heads for layer in left),
         ffn=sum(layer.ffn for layer in sizes.layers) - sum(layer.ffn for layer in left),
         layers=len(sizes.layers) - len(left),
-        amount=round(prices.total(sizes.layers) - prices.total(left), 4),
+        hidden=sizes.hidden - after.hidden,
+        amount=round(amount_left(prices, sizes) - amount_left(prices, after), 4),
         score=score,
     )
 
@@ -42,9 +46,9 @@ def taken(sizes: Shapes, kept: Kept, prices: Amounts, *, score: float) -> Taken:
 def next_taken(
     sizes: Shapes, kept: Kept, scores: Scores, prices: Amounts, *, remove: frozenset[Kind], amount: float
 ) -> Taken | None:
-    """What would go next, by the same scores: the heads and neurons that `choose_parts` would take for `amount` less.
+    """What would go next, by the same scores: the units or channels that `choose_parts` would take for `amount` less.
 
-    Or as many as there are while each layer keeps one of each; where whole layers alone may go, the least one.
+    Or as many as there are while each layer keeps one of each; where layers or halves alone may go, the least one.
 
     Args:
         sizes: of the model before the cut, which `scores` count in.
@@ -52,10 +56,10 @@ def next_taken(
     Returns: None where nothing more may go.
     """
     left, rest = kept_shapes(sizes, kept), scores_of(scores, kept)
-    units: frozenset[Kind] = remove - {"layers"}
+    units: frozenset[Kind] = remove - {"layers", "halves"}
     if not units:
-        return _next_layer(left, rest, prices)
-    total, least = prices.total(left.layers), least_left(left, prices, units)
+        return _next_block(left, rest, prices, remove)
+    total, least = amount_left(prices, left), least_left(left, prices, units)
     if total <= least:
         return None
     choice = choose_parts(
@@ -64,15 +68,26 @@ def next_taken(
     return taken(left, choice.kept, prices, score=choice.lost)
 
 
-def _next_layer(sizes: Shapes, scores: Scores, prices: Amounts) -> Taken | None:
-    """The layer of least score per price; None where it is the last one."""
-    numbers = range(len(sizes.layers))
-    if len(numbers) == 1:
-        return None
-    gone = min(numbers, key=lambda each: float(scores.layers[each]) / max(1e-9, prices.layer(sizes.layers[each])))
-    whole = keep_all(sizes)
-    kept = Kept(whole.heads, whole.neurons, tuple(each for each in numbers if each != gone))
-    return taken(sizes, kept, prices, score=float(scores.layers[gone]))
+def _next_block(sizes: Shapes, scores: Scores, prices: Amounts, remove: frozenset[Kind]) -> Taken | None:
+    """The layer or half of least score per price; None where it is the last one."""
+    whole, found = keep_all(sizes), list[Taken]()
+    for number in range(len(sizes.layers)):
+        if "layers" in remove and len(sizes.layers) > 1:
+            rest = tuple(each for each in whole.layers if each != number)
+            found.append(taken(sizes, replace(whole, layers=rest), prices, score=float(scores.layers[number])))
+        if "halves" in remove:
+            attention, feed_forward = scores.halves[number].tolist()
+            without = replace(whole, heads=_emptied(whole.heads, number))
+            found.append(taken(sizes, without, prices, score=attention))
+            without = replace(whole, neurons=_emptied(whole.neurons, number))
+            found.append(taken(sizes, without, prices, score=feed_forward))
+    most = amount_left(prices, sizes) - least_left(sizes, prices, remove)
+    free = [each for each in found if 0 < each.amount <= most]
+    return min(free, key=lambda each: each.score / each.amount, default=None)
+
+
+def _emptied(parts: tuple[tuple[int, ...], ...], number: int) -> tuple[tuple[int, ...], ...]:
+    return (*parts[:number], (), *parts[number + 1 :])
 
 
 def scores_of(scores: Scores, kept: Kept) -> Scores:
@@ -82,4 +97,7 @@ def scores_of(scores: Scores, kept: Kept) -> Scores:
         return tuple(parts[layer][torch.tensor(indices[layer], dtype=torch.long)] for layer in kept.layers)
 
     layers = scores.layers[torch.tensor(kept.layers, dtype=torch.long)]
-    return Scores(picked(scores.heads, kept.heads), picked(scores.neurons, kept.neurons), layers)
+    halves = scores.halves[torch.tensor(kept.layers, dtype=torch.long)] if len(scores.halves) else scores.halves
+    if kept.hidden is not None:  # channels go alone, and nothing else was scored
+        return replace(scores, hidden=scores.hidden[list(kept.hidden)])
+    return Scores(picked(scores.heads, kept.heads), picked(scores.neurons, kept.neurons), layers, halves)

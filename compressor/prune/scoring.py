@@ -21,11 +21,14 @@ from compressor.model.footprint import head_macs, layer_macs, neuron_macs
 from compressor.model.importance import CRITERIA, LossPerRow, Scores, normalised
 from compressor.model.parts import shapes
 from compressor.model.surgery import Kept, masked
-from compressor.prune.settings import GRADIENTS, Remove
+from compressor.model.width import HIDDEN_CRITERIA
+from compressor.prune.settings import GRADIENTS, KINDS, HiddenCriterion, Remove
 from compressor.stage import Progress
 
 SAMPLE_ROWS = 512
 """Rows that importance is measured on; beyond some hundreds the ranking hardly moves."""
+SMOKE_ROWS = 64
+"""Rows of a smoke run."""
 BATCH_ROWS = 32
 
 
@@ -80,26 +83,53 @@ def divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (target.exp() * (target - functional.log_softmax(logits, dim=-1))).sum(-1)
 
 
+def distance(logits: Tensor, targets: Tensor) -> Tensor:
+    """Half the squared distance of each row's logits from the targets, shape (B,); what all classes share is left out.
+
+    >>> distance(torch.tensor([[1.0, 4.0]]), torch.tensor([[0.0, 1.0]]))
+    tensor([1.])
+    """
+    apart = logits - targets
+    return (apart - apart.mean(-1, keepdim=True)).square().sum(-1) / 2
+
+
+def around(logits: Tensor, *, seed: int) -> Tensor:
+    """Each row's logits, (B, C), moved by 1 in a random direction, the same for a seed.
+
+    So the slope of `distance` is not 0 where it is measured from: its square is, on the mean over directions, how far
+    the answers move as a part goes (the Gauss-Newton curvature of the logits), for which no labels are needed.
+    """
+    moves = torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    moves -= moves.mean(-1, keepdim=True)
+    unit: Tensor = moves / moves.norm(dim=-1, keepdim=True)
+    return logits + unit.to(logits)
+
+
 def draw_sample(
     data: DataSets, folder: Path, *, teacher: Path | None, remove: Remove, seed: int, smoke: bool
 ) -> Sample:
     """A seeded sample of rows with what the loss compares with, as `remove.against` says.
 
     Labelled train rows with their labels; or rows of train, filled up with unlabelled ones, and the answers of the
-    teacher, of the model in `folder` itself where there is no other.
+    teacher, of the model in `folder` itself where there is no other, or for `itself` those moved by `around`.
     Raises: InputError where there are no such rows, and for a slope of the model's divergence from itself.
     """
     labelled = [index for index, label in enumerate(data.train.labels) if label is not None]
-    most = 64 if smoke else SAMPLE_ROWS
+    most = SMOKE_ROWS if smoke else SAMPLE_ROWS
     if remove.against == "labels" and not labelled:
-        raise InputError("remove.against: labels needs labelled train rows, and the data has none; write teacher")
-    if labelled and remove.against != "teacher":
-        rows, words = _drawn([("train", data.train.take(labelled))], most, seed)
+        raise InputError(
+            "remove.against: labels needs labelled train rows, and the data has none; write teacher, or itself"
+        )
+    if labelled and remove.against in (None, "labels"):
+        rows, words = drawn([("train", data.train.take(labelled))], most, seed)
         labels = torch.tensor([label if label is not None else -100 for label in rows.labels])
         return _sample(rows, words, data, folder, labels, cross_entropy, "cross-entropy")
-    rows, words = _drawn([("train", data.train), ("unlabelled", data.unlabelled)], most, seed)
+    rows, words = drawn([("train", data.train), ("unlabelled", data.unlabelled)], most, seed)
     if not len(rows):
         raise InputError("importance is measured on train rows or unlabelled ones; the data has neither")
+    if remove.against == "itself":
+        targets = around(_teacher_logits(rows, folder, data), seed=seed)
+        return _sample(rows, words, data, folder, targets, distance, "squared distance from its own logits")
     _check_slopes(folder, teacher, remove)
     targets = _teacher_logits(rows, teacher or folder, data)
     return _sample(rows, words, data, folder, targets, divergence, f"KL to {'the teacher' if teacher else 'itself'}")
@@ -113,11 +143,12 @@ def _check_slopes(folder: Path, teacher: Path | None, remove: Remove) -> None:
             f"{' and '.join(named)} would follow the model's divergence from itself, whose slope is 0 for every part "
             f"({'no teacher is given' if teacher is None else f'{teacher} is the model that is pruned'}); write "
             "remove.against: teacher with another teacher, such as teacher: the one it was distilled from, compare "
-            "with labels (remove.against: labels) where train has some, or score by activation or magnitude"
+            "with labels (remove.against: labels) where train has some, hold its logits still "
+            "(remove.against: itself), or score by activation or magnitude"
         )
 
 
-def _drawn(sources: Sequence[tuple[str, Rows]], most: int, seed: int) -> tuple[Rows, str]:
+def drawn(sources: Sequence[tuple[str, Rows]], most: int, seed: int) -> tuple[Rows, str]:
     """At most so many rows, each source only as far as those before it are too few; and how many of which."""
     draw, parts = random.Random(seed), list[Rows]()
     for _, rows in sources:
@@ -151,23 +182,36 @@ def score_parts(model: PreTrainedModel, remove: Remove, sample: Sample, *, seed:
 
     Where criteria differ, or heads and neurons are normalised, each kind's mean per multiply-accumulate is 1.
     """
-    names = {kind: name for kind in ("heads", "ffn", "layers") if (name := getattr(remove, kind)) is not None}
+    if remove.hidden is not None:
+        return _hidden_scores(model, remove.hidden, sample, seed=seed, progress=progress)
+    names = {kind: name for kind in KINDS if (name := getattr(remove, kind)) is not None}
     by_name = {
         name: CRITERIA[name](model, sample.batches(progress, what=f"score {name}"), sample.loss_per_row, seed)
         for name in sorted(set(names.values()))
     }
     whole = next(iter(by_name.values()))
-    picked = {kind: by_name.get(names.get(kind, ""), whole) for kind in ("heads", "ffn", "layers")}
-    scores = Scores(picked["heads"].heads, picked["ffn"].neurons, picked["layers"].layers)
+    picked = {kind: by_name.get(names.get(kind, ""), whole) for kind in KINDS}
+    scores = Scores(picked["heads"].heads, picked["ffn"].neurons, picked["layers"].layers, picked["halves"].halves)
     if remove.normalise:
         scores = normalised(scores)
     apart = len(by_name) > 1 or (remove.normalise and {"heads", "ffn"} <= set(names))
     return on_one_scale(scores, model) if apart else scores
 
 
+def _hidden_scores(
+    model: PreTrainedModel, name: HiddenCriterion, sample: Sample, *, seed: int, progress: Progress
+) -> Scores:
+    """Scores of the hidden channels alone."""
+    batches = sample.batches(progress, what=f"score {name}")
+    nothing = (torch.zeros(0, dtype=torch.float64),) * len(shapes(model).layers)
+    found = HIDDEN_CRITERIA[name](model, batches, sample.loss_per_row, seed)
+    return Scores(nothing, nothing, torch.zeros(len(nothing), dtype=torch.float64), hidden=found)
+
+
 def scored_by(remove: Remove, sample: Sample) -> str:
     """How the parts were scored, in words."""
-    kinds = (("heads", remove.heads), ("neurons", remove.ffn), ("layers", remove.layers))
+    words = {"ffn": "neurons", "hidden": "hidden channels"}
+    kinds = ((words.get(kind, kind), getattr(remove, kind)) for kind in KINDS)
     said = ", ".join(f"{kind} by {name}" for kind, name in kinds if name is not None)
     said += ", normalised in each layer" if remove.normalise else ""
     if remove.needs_loss:
@@ -197,5 +241,5 @@ def on_one_scale(scores: Scores, model: PreTrainedModel) -> Scores:
         found = float(sum(part.sum() for part in parts))
         return tuple(part * (total / found if found else 1.0) for part in parts)
 
-    layers = scaled([scores.layers], of_layers)[0]
-    return Scores(scaled(scores.heads, of_heads), scaled(scores.neurons, of_neurons), layers)
+    layers, halves = (scaled([parts], of_layers)[0] for parts in (scores.layers, scores.halves))
+    return Scores(scaled(scores.heads, of_heads), scaled(scores.neurons, of_neurons), layers, halves)

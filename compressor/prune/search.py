@@ -15,7 +15,7 @@ from compressor.model.importance import Scores
 from compressor.model.manifest import LayerShape, Shapes
 from compressor.model.surgery import Kept, keep_all
 from compressor.prune.latency_table import LatencyTable
-from compressor.prune.schedule import Choice, LayerVerdict
+from compressor.prune.schedule import PARTS, Choice, LayerVerdict, Part
 from compressor.prune.settings import Kind
 
 BINS = 4096
@@ -124,21 +124,39 @@ def _with_options(before: Array, options: Sequence[Option], bins: Sequence[int])
 
 
 def layer_options(
-    layer: LayerShape, heads: Tensor, neurons: Tensor, table: LatencyTable, remove: frozenset[Kind]
+    layer: LayerShape,
+    heads: Tensor,
+    neurons: Tensor,
+    table: LatencyTable,
+    remove: frozenset[Kind],
+    *,
+    halves: tuple[float, float] = (0.0, 0.0),
 ) -> LayerOptions:
-    """What a layer may keep, with its times from the table; one head and one neuron at least unless layers may go.
+    """What a layer may keep, with its times from the table.
+
+    One head and one neuron at least unless layers or halves may go. A half whose parts may not go one by one stays as
+    it is, or goes whole where halves may.
 
     Args:
         heads: scores of the layer's heads, shape (heads,).
         neurons: scores of its neurons, shape (neurons,).
+        halves: scores of the attention and the feed-forward half, read where such a half may go whole alone.
     """
-    bottom = 0 if "layers" in remove else 1
+    bottom = 0 if {"layers", "halves"} & remove else 1
     head_counts = range(min(bottom, layer.heads), layer.heads + 1) if "heads" in remove else [layer.heads]
     neuron_counts = _neuron_counts(layer.ffn, table.step, bottom) if "ffn" in remove else [layer.ffn]
-    return LayerOptions(
-        heads=_options(heads, head_counts, table.attention),
-        neurons=_options(neurons, neuron_counts, table.feed_forward),
-    )
+    attention = _options(heads, head_counts, table.attention)
+    feed_forward = _options(neurons, neuron_counts, table.feed_forward)
+    if "halves" in remove and "heads" not in remove:
+        attention = _all_or_none(layer.heads, halves[0], table.attention)
+    if "halves" in remove and "ffn" not in remove:
+        feed_forward = _all_or_none(layer.ffn, halves[1], table.feed_forward)
+    return LayerOptions(attention, feed_forward)
+
+
+def _all_or_none(count: int, score: float, cost: Callable[[int], float]) -> tuple[Option, ...]:
+    """The options of a half that goes whole."""
+    return tuple(Option(each, score if each else 0.0, cost(each)) for each in sorted({0, count}))
 
 
 def _neuron_counts(count: int, step: int, bottom: int) -> list[int]:
@@ -176,7 +194,7 @@ def choose_by_time(
 
     Where layers may go, the model without its least layer (score per millisecond), without its two least and so on
     share out the same time, as long as the measured loss falls; one of those that alone reach the last step's time
-    stays to the end.
+    stays to the end. Halves go where what keeps most score in the time leaves them out.
 
     Args:
         budget: milliseconds that may remain after this step; at least `least_time`.
@@ -188,13 +206,15 @@ def choose_by_time(
     if "layers" not in remove:
         kept = filled.of(every)
         assert kept is not None, "the budget is at least the floor"
-        return Choice(kept, _lost(sizes, scores, kept), ())
+        return Choice(kept, _lost(sizes, scores, kept, remove), _half_verdicts(sizes, scores, kept, remove))
     goal = budget if last is None else last
     order = _order(filled, every, goal)
     tried = list(_fewer_layers(filled, order, goal, loss_with))
     best = min(tried, key=lambda each: each.loss)
-    verdicts = tuple(_verdict(layer, best, tried, filled, order) for layer in every)
-    return Choice(best.kept, _lost(sizes, scores, best.kept), verdicts)
+    verdicts = [_verdict(layer, best, tried, filled, order) for layer in every]
+    verdicts += _half_verdicts(sizes, scores, best.kept, remove)
+    told = sorted(verdicts, key=lambda each: (each.layer, PARTS.index(each.part)))
+    return Choice(best.kept, _lost(sizes, scores, best.kept, remove), tuple(told))
 
 
 @dataclass(frozen=True)
@@ -210,7 +230,8 @@ class _Filled:
     def options(self, layer: int) -> LayerOptions:
         """What that layer may keep."""
         shape, heads, neurons = self.sizes.layers[layer], self.scores.heads[layer], self.scores.neurons[layer]
-        return layer_options(shape, heads, neurons, self.table, self.remove)
+        attention, feed_forward = self.scores.halves[layer].tolist() if "halves" in self.remove else (0.0, 0.0)
+        return layer_options(shape, heads, neurons, self.table, self.remove, halves=(attention, feed_forward))
 
     def rate(self, layer: int) -> float:
         """That layer's score per millisecond."""
@@ -241,16 +262,34 @@ def _greatest(scores: Tensor, count: int) -> tuple[int, ...]:
     return tuple(sorted(order[len(order) - count :]))
 
 
-def _lost(sizes: Shapes, scores: Scores, kept: Kept) -> float:
-    """Sum of the scores of what goes; of a whole layer its own."""
+def _lost(sizes: Shapes, scores: Scores, kept: Kept, remove: frozenset[Kind]) -> float:
+    """Sum of the scores of what goes; of a whole layer its own, and of a half whose parts may not go one by one."""
     lost = 0.0
     for layer in range(len(sizes.layers)):
         if layer not in kept.layers:
             lost += float(scores.layers[layer])
             continue
-        for values, stay in ((scores.heads[layer], kept.heads[layer]), (scores.neurons[layer], kept.neurons[layer])):
-            lost += float(values.sum()) - float(values[list(stay)].sum())
+        parts = ((scores.heads[layer], kept.heads[layer]), (scores.neurons[layer], kept.neurons[layer]))
+        for place, (kind, (values, stay)) in enumerate(zip(("heads", "ffn"), parts, strict=True)):
+            whole = "halves" in remove and kind not in remove and len(values) > len(stay)
+            one_by_one = float(values.sum()) - float(values[list(stay)].sum())
+            lost += float(scores.halves[layer, place]) if whole else one_by_one
     return lost
+
+
+def _half_verdicts(sizes: Shapes, scores: Scores, kept: Kept, remove: frozenset[Kind]) -> tuple[LayerVerdict, ...]:
+    """Why each half of the layers that stay went or stayed; none where halves may not go."""
+    found: list[LayerVerdict] = []
+    for layer in kept.layers if "halves" in remove else ():
+        halves: tuple[tuple[Part, int, int], ...] = (
+            ("attention", sizes.layers[layer].heads, len(kept.heads[layer])),
+            ("feed-forward", sizes.layers[layer].ffn, len(kept.neurons[layer])),
+        )
+        for place, (part, before, left) in enumerate(halves):
+            why = f"in the time that may remain most score is kept {'with' if left else 'without'} it"
+            if before:
+                found.append(LayerVerdict(layer, not left, float(scores.halves[layer, place]), why, part=part))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

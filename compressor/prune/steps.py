@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from compressor.data.encode import open_encoder
 from compressor.data.rows import DataSets
 from compressor.device import torch_device
-from compressor.distill.settings import DEFAULT_MATCH
 from compressor.distill.teacher_cache import CACHE_FOLDER
 from compressor.errors import GateError
-from compressor.model.encoders import load_model, save_model
+from compressor.model.encoders import load_model
 from compressor.model.footprint import macs, parameters
 from compressor.model.importance import Scores
-from compressor.model.manifest import read_manifest
-from compressor.model.parts import shapes
+from compressor.model.parts import anatomy, shapes
 from compressor.model.surgery import Kept, cut, keep_all
 from compressor.prune.latency_table import LatencyTable
+from compressor.prune.masked_training import Chosen, learn_masks
 from compressor.prune.next_cut import Taken, next_taken, taken
 from compressor.prune.plan import Plan, checked_share, prices_of
+from compressor.prune.reconstruction import Fitting, draw_fitting
+from compressor.prune.recovery import naming_layers, open_training
+from compressor.prune.saving import save_pruned
 from compressor.prune.schedule import Choice, kept_share
-from compressor.prune.scoring import draw_sample, masked_loss, row_inputs, score_parts, scored_by
+from compressor.prune.scoring import draw_sample, masked_loss, score_parts, scored_by
 from compressor.prune.targets import (
+    amount_left,
+    amount_of,
     choose_parts,
     in_words,
     rounded_down,
-    share_of_train,
 )
 from compressor.prune.timing import check_latency, kept_check, scene_of
 from compressor.stage import Decision, Outcome
@@ -40,8 +41,6 @@ from compressor.train.finetune import digest_of
 from compressor.train.fit import CHECKPOINT_FOLDER
 from compressor.train.steps import STEPS_FILE
 
-PROBE_ROWS = 8
-"""Rows on which a saved model is compared with itself."""
 STATE_FILE = "cut.json"
 CHECK_FILE = "latency.json"
 
@@ -67,7 +66,11 @@ def renumber(origin: Kept, kept: Kept) -> Kept:
         layer = origin.layers[place]
         heads[layer] = tuple(origin.heads[layer][index] for index in kept.heads[place])
         neurons[layer] = tuple(origin.neurons[layer][index] for index in kept.neurons[place])
-    return Kept(tuple(heads), tuple(neurons), tuple(origin.layers[place] for place in kept.layers))
+    hidden = kept.hidden
+    if hidden is not None and origin.hidden is not None:
+        hidden = tuple(origin.hidden[channel] for channel in hidden)
+    layers = tuple(origin.layers[place] for place in kept.layers)
+    return Kept(tuple(heads), tuple(neurons), layers, origin.hidden if hidden is None else hidden)
 
 
 class Run:
@@ -75,14 +78,17 @@ class Run:
 
     def __init__(self, plan: Plan, data: DataSets, model: PreTrainedModel, work: Path) -> None:
         self.plan, self.data, self.work = plan, data, work
+        anatomy(model)  # refuses an encoder whose parts are not known before anything is measured
         self.model, self.sizes = model, shapes(model)
         self.quantity, _ = plan.until.target
         self.sample = draw_sample(
             data, plan.folder, teacher=plan.teacher, remove=plan.remove, seed=plan.seed, smoke=plan.smoke
         )
+        self.fitting = draw_fitting(data, plan.folder, seed=plan.seed, smoke=plan.smoke) if plan.reconstruct else None
         self.scene = None if plan.place is None else scene_of(plan.folder, data, plan.place, seed=plan.seed)
         self.prices = prices_of(plan, model, self.scene, work)
-        self.full = self.prices.total(self.sizes.layers)
+        self.full = amount_left(self.prices, self.sizes)
+        self.whole = self.full + amount_of(self.quantity, plan.spared)
         self.share = checked_share(plan, self.sizes, self.prices)
         self.key = plan.key(data)
         if isinstance(self.prices, LatencyTable):
@@ -99,7 +105,8 @@ class Run:
         standing = self._resume() or Standing(self.model, 0, keep_all(self.sizes), 0.0)
         while standing.step < self.plan.steps:
             following = self._step(standing)
-            folder = self.save(following.model, self._place(following.step) / "model")
+            place = self._place(following.step) / "model"
+            folder = save_pruned(following.model, place, source=self.plan.folder, data=self.data)
             outcome = None if self.plan.accept is None else self.plan.accept(folder)
             if outcome is not None and not outcome.passed:
                 self._backtrack(standing, following, outcome)
@@ -109,48 +116,88 @@ class Run:
         return standing
 
     def _step(self, standing: Standing) -> Standing:
-        """One cut with its recovery."""
+        """One cut with its reconstruction and its recovery."""
         step, plan = standing.step + 1, self.plan
         self.said = []
         self._write_state(step, {})
-        share = kept_share(self.share, step=step, steps=plan.steps)
-        before = shapes(standing.model)
         scores = score_parts(standing.model, plan.remove, self.sample, seed=plan.seed + step, progress=plan.progress)
+        made = self._chosen(standing, scores) if plan.masks is None else self._learned(standing, scores)
+        choice = made.choice
+        model = cut(made.model, choice.kept)
+        origin = renumber(standing.origin, choice.kept)
+        following = Standing(model, step, origin, choice.lost)
+        self._decide_step(standing, following, made)
+        if self.fitting is not None:
+            self._tell(self._reconstructed(self.fitting, standing, following, choice.kept))
+        if plan.recover is not None and plan.masks is None:
+            what = f"recover {step} of {plan.steps}"
+            training = open_training(plan, self.data, model, step=step, what=what, decide=self._tell)
+            with naming_layers(origin.layers, len(self.sizes.layers), step=step):
+                following.model = training.train_model(model, self._place(step)).eval()
+        return following
+
+    def _chosen(self, standing: Standing, scores: Scores) -> Chosen:
+        """What stays of the model by these scores."""
+        plan = self.plan
         choice = choose_parts(
-            before,
+            shapes(standing.model),
             scores,
             remove=plan.kinds,
             prices=self.prices,
-            budget=self._budget(share),
+            budget=self._budget(kept_share(self.share, step=standing.step + 1, steps=plan.steps)),
             last=self._budget(self.share),
             loss_with=lambda kept: masked_loss(standing.model, kept, self.sample, progress=plan.progress),
         )
-        model = cut(standing.model, choice.kept)
-        origin = renumber(standing.origin, choice.kept)
-        following = Standing(model, step, origin, choice.lost)
-        self._decide_step(standing, following, choice, scores)
-        if plan.recover is not None:
-            following.model = self._recovered(model, step)
-        return following
+        return Chosen(standing.model, choice, scores, scored_by(plan.remove, self.sample))
 
-    def _why(self, step: int) -> str:
+    def _learned(self, standing: Standing, scores: Scores) -> Chosen:
+        """What stays by masks that are learned in a training, which begins with the order of these scores."""
+        return learn_masks(
+            self.plan,
+            self.data,
+            standing.model,
+            start=scores,
+            order=scored_by(self.plan.remove, self.sample),
+            prices=self.prices,
+            share=self.share,
+            work=self._place(standing.step + 1),
+            decide=self._tell,
+        )
+
+    def _reconstructed(self, fitting: Fitting, standing: Standing, following: Standing, kept: Kept) -> Decision:
+        """Fits the cut model to the stage's input, so that errors do not add up; after a recovery to what that made."""
+        trained = self.plan.recover is not None
+        return fitting.apply(
+            following.model,
+            standing.model if trained else self.model,
+            kept.layers if trained else following.origin.layers,
+            step=following.step,
+            names=following.origin.layers,
+            words="the model before this cut" if trained else "the stage's input",
+            progress=self.plan.progress,
+        )
+
+    def _why(self, step: int, scored: str) -> str:
         """How the parts of that cut were chosen, and what may remain."""
         timed = isinstance(self.prices, LatencyTable)
         rule = "the shapes that keep most score in that time" if timed else f"least score per {self.quantity}"
+        if "hidden" in self.plan.kinds:
+            rule = "the channels of least score"
         most = in_words(self.prices, self._budget(kept_share(self.share, step=step, steps=self.plan.steps)))
-        return f"{rule}, {scored_by(self.plan.remove, self.sample)}; at most {most} may remain"
+        return f"{rule}, {scored}; at most {most} may remain"
 
-    def _decide_step(self, standing: Standing, following: Standing, choice: Choice, scores: Scores) -> None:
+    def _decide_step(self, standing: Standing, following: Standing, made: Chosen) -> None:
+        choice, scores = made.choice, made.scores
         self._tell(
             Decision(
                 kind="cut",
                 chosen={
                     "step": following.step,
-                    "layers": _layer_table(following.origin),
-                    self.quantity: self.prices.total(shapes(following.model).layers),
+                    **self._parts_left(following.origin),
+                    self.quantity: amount_left(self.prices, shapes(following.model)),
                 },
-                because=self._why(following.step),
-                candidates=_score_table(standing.origin.layers, scores),
+                because=self._why(following.step, made.words),
+                candidates=_score_table(standing.origin, scores),
                 cost=self._costs(standing, following, choice, scores),
             )
         )
@@ -161,6 +208,7 @@ class Run:
                     chosen={
                         "step": following.step,
                         "layer": standing.origin.layers[verdict.layer],
+                        "part": verdict.part,
                         "removed": verdict.removed,
                     },
                     because=verdict.because,
@@ -177,58 +225,43 @@ class Run:
         due: float = 0
         if following.step < plan.steps:
             share = kept_share(self.share, step=following.step + 1, steps=plan.steps)
-            due = self.prices.total(shapes(following.model).layers) - self._budget(share)
+            due = amount_left(self.prices, shapes(following.model)) - self._budget(share)
         amount = due if due > 0 else now.amount
         further = next_taken(before, choice.kept, scores, self.prices, remove=plan.kinds, amount=amount)
         return {"this cut": self._cost(now), "next cut": None if further is None else self._cost(further)}
 
     def _cost(self, one: Taken) -> dict[str, Any]:
         """The parts and the score of a cut, with what it takes of the quantity that is aimed at."""
-        parts = {"heads": one.heads, "ffn": one.ffn, "layers": one.layers}
+        parts: dict[str, int] = {"heads": one.heads, "ffn": one.ffn, "layers": one.layers}
+        if "hidden" in self.plan.kinds:
+            parts = {"hidden": one.hidden}
         return {**parts, self.quantity: one.amount, "score": one.score}
+
+    def _parts_left(self, origin: Kept) -> dict[str, Any]:
+        """What is left of each layer; where the width is cut the number of channels besides."""
+        width = {} if origin.hidden is None else {"hidden": len(origin.hidden)}
+        return {"layers": _layer_table(origin), **width}
 
     def _tell(self, decision: Decision) -> None:
         self.said.append(decision)
         self.plan.decide(decision)
 
-    def _recovered(self, model: PreTrainedModel, step: int) -> PreTrainedModel:
-        from compressor.distill.distiller import Distiller
-
-        plan, recover = self.plan, self.plan.recover
-        assert recover is not None
-        distiller = Distiller(
-            plan.teacher or plan.folder,
-            model,
-            data=self.data,
-            match=list(recover.match or DEFAULT_MATCH),
-            mix=recover.mix,
-            train=share_of_train(recover.train, plan.steps),
-            cache=recover.cache,
-            tokenizer=plan.folder,
-            seed=plan.seed + step,
-            device=plan.device,
-            progress=plan.progress,
-            decide=self._tell,
-            smoke=plan.smoke,
-            what=f"recover {step} of {plan.steps}",
-        )
-        return distiller.train_model(model, self._place(step)).eval()
-
     def _backtrack(self, standing: Standing, refused: Standing, outcome: Outcome) -> None:
         """Say what was kept instead; GateError when not even the first cut passes."""
         if standing.step == 0:
+            helps = "more steps, a higher target, or longer recovery"
             raise GateError(
                 f"the gate refuses the first of {self.plan.steps} cuts ({outcome.because}); nothing was pruned: "
-                "take more steps, a higher target, or longer recovery"
+                f"take {helps if self.plan.masks is None else 'a higher target, or longer training'}"
             )
         self.plan.decide(
             Decision(
                 kind="backtrack",
-                chosen={"step": standing.step, "layers": _layer_table(standing.origin), "score": standing.lost,
-                        self.quantity: self.prices.total(shapes(standing.model).layers)},
+                chosen={"step": standing.step, **self._parts_left(standing.origin), "score": standing.lost,
+                        self.quantity: amount_left(self.prices, shapes(standing.model))},
                 because=f"step {refused.step} broke the gate: {outcome.because}",
-                candidates={"step": refused.step, "layers": _layer_table(refused.origin), "score": refused.lost,
-                            self.quantity: self.prices.total(shapes(refused.model).layers)},
+                candidates={"step": refused.step, **self._parts_left(refused.origin), "score": refused.lost,
+                            self.quantity: amount_left(self.prices, shapes(refused.model))},
                 cost={name: list(value) for name, value in outcome.values.items()},
             )
         )  # fmt: skip
@@ -247,8 +280,9 @@ class Run:
             plan.decide(decision)
 
     def summary(self, standing: Standing) -> Decision:
-        """What is left of each layer of the input, for the report."""
+        """What is left of each layer of the input, for the report; of a model whose tokens have gone or not."""
         after = shapes(standing.model)
+        tokens = self.whole - self.full if after.vocabulary == self.sizes.vocabulary else 0
         gone = sorted(set(range(len(self.sizes.layers))) - set(standing.origin.layers))
         return Decision(
             kind="pruned",
@@ -256,26 +290,12 @@ class Run:
                 "layers": _layer_table(standing.origin),
                 "removed_layers": gone,
                 "before": [{"heads": each.heads, "ffn": each.ffn} for each in self.sizes.layers],
+                "hidden": {"kept": after.hidden, "before": self.sizes.hidden},
             },
-            because=f"{self.quantity} {in_words(self.prices, self.prices.total(after.layers))} of "
-            f"{in_words(self.prices, self.full)} remain",
+            because=f"{self.quantity} {in_words(self.prices, amount_left(self.prices, after) + tokens)} of "
+            f"{in_words(self.prices, self.whole)} remain",
             cost={"macs": macs(after), "macs_before": macs(self.sizes), "parameters": parameters(standing.model)},
         )
-
-    def save(self, model: PreTrainedModel, out: Path) -> Path:
-        """`out`, holding `model` after its reload was checked on rows of `select`."""
-        encoder = open_encoder(self.plan.folder, self.data.max_tokens)
-        rows = self.data.select if len(self.data.select) else self.data.train
-        encoded = encoder.encode(rows.head(PROBE_ROWS).texts)
-        manifest = replace(
-            read_manifest(self.plan.folder),
-            labels=self.data.labels,
-            metric=self.data.task.metric,
-            text=self.data.text_columns,
-            max_tokens=self.data.max_tokens,
-        )
-        probe = row_inputs(encoded, range(len(encoded)), encoder.pad_id)
-        return save_model(model, out, tokenizer_from=self.plan.folder, manifest=manifest, probe=probe)
 
     def _place(self, step: int) -> Path:
         return self.work / f"cut-{step}"
@@ -323,6 +343,7 @@ class Run:
             heads=tuple(map(tuple, kept["heads"])),
             neurons=tuple(map(tuple, kept["neurons"])),
             layers=tuple(kept["layers"]),
+            hidden=None if kept["hidden"] is None else tuple(kept["hidden"]),
         )
         model = load_model(self._place(step) / "model", labels=self.data.labels, make_head=False)
         return Standing(model.to(torch_device(self.plan.device)), step, origin, kept["lost"])
@@ -348,10 +369,19 @@ def _layer_table(origin: Kept) -> list[dict[str, Any]]:
     ]
 
 
-def _score_table(layers: Sequence[int], scores: Scores) -> list[dict[str, Any]]:
-    """One entry a layer of the model that is cut: each head's score, the least and the mean of its neurons' scores."""
+def _score_table(origin: Kept, scores: Scores) -> list[dict[str, Any]]:
+    """One entry a layer of the model that is cut: each head's score, the least and the mean of its neurons' scores.
+
+    Where channels of the hidden states were scored, one entry a channel instead.
+    """
+    if len(scores.hidden):
+        channels = range(len(scores.hidden)) if origin.hidden is None else origin.hidden
+        return [
+            {"channel": channel, "score": float(f"{score:.4g}")}
+            for channel, score in zip(channels, scores.hidden.tolist(), strict=True)
+        ]
     table: list[dict[str, Any]] = []
-    for place, layer in enumerate(layers):
+    for place, layer in enumerate(origin.layers):
         neurons = scores.neurons[place]
         least, mean = (float(neurons.min()), float(neurons.mean())) if len(neurons) else (None, None)
         heads = [float(f"{score:.4g}") for score in scores.heads[place].tolist()]

@@ -15,22 +15,49 @@ from compressor.model.manifest import Shapes
 from compressor.model.parts import shapes
 from compressor.model.surgery import Kept
 from compressor.prune.latency_table import LatencyTable
-from compressor.prune.schedule import Choice, Counted, Prices, choose, floor, prices_for
+from compressor.prune.schedule import WEIGHT_BYTES, Choice, Counted, Prices, choose, floor, prices_for
 from compressor.prune.search import choose_by_time, least_time
-from compressor.prune.settings import Kind, Remove, Until, is_share, kinds_of
+from compressor.prune.settings import (
+    Kind,
+    Masks,
+    Quantity,
+    Recover,
+    Remove,
+    Until,
+    check_alone,
+    check_masks,
+    is_share,
+    kinds_of,
+)
+from compressor.prune.width import Widths, choose_width, width_prices
 from compressor.settings import parse_bytes, parse_kept_share
 from compressor.train.settings import Train
 
 SMOKE_SHARE = 0.7
 """What stands for a size in a smoke run, whose model has another."""
 
-Amounts = Prices | LatencyTable
-"""What a model, or a layer of it, amounts to: whole numbers of the parts, or milliseconds by a table."""
+Amounts = Prices | LatencyTable | Widths
+"""What a model amounts to: whole numbers of the parts, milliseconds by a table, or whole numbers by its width."""
 
 
-def check_target(remove: Remove, until: Until) -> frozenset[Kind]:
-    """The kinds that may go; InputError where there is none, or where one of them would change nothing that counts."""
+def amount_left(amounts: Amounts, sizes: Shapes) -> float:
+    """What a model of these shapes amounts to."""
+    return amounts.totals[sizes.hidden] if isinstance(amounts, Widths) else amounts.total(sizes.layers)
+
+
+def check_target(
+    remove: Remove,
+    until: Until | None,
+    *,
+    steps: int,
+    reconstruct: bool,
+    recover: Recover | None,
+    masks: Masks | None,
+) -> frozenset[Kind]:
+    """The kinds that may go; InputError for settings that cannot work together or would change nothing that counts."""
     try:
+        check_alone(remove, steps=steps, reconstruct=reconstruct, recover=recover)
+        check_masks(masks, remove, steps=steps, reconstruct=reconstruct, recover=recover)
         return kinds_of(remove, until)
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -47,9 +74,25 @@ def share_of_train(train: Train, steps: int) -> Train:
     return train.model_copy(update={"epochs": (3.0 if train.epochs is None else train.epochs) / steps})
 
 
-def counted_prices(quantity: Counted, model: PreTrainedModel) -> Prices:
-    """Prices of the parts of a model."""
-    return prices_for(quantity, shapes(model), parameters=parameters(model), names=bytes_of_names(model))
+def counted_prices(quantity: Counted, model: PreTrainedModel, *, spared: int = 0) -> Prices:
+    """Prices of the parts of a model.
+
+    Args:
+        spared: parameters that will go besides, with tokens.
+    """
+    return prices_for(quantity, shapes(model), parameters=parameters(model) - spared, names=bytes_of_names(model))
+
+
+def priced_by_width(until: Until, model: PreTrainedModel) -> Widths:
+    """What a model amounts to at each width, in the unit of the target, one of those that the width changes."""
+    quantity, _ = until.target
+    assert quantity in ("macs", "parameters", "bytes")
+    return width_prices(quantity, model, names=bytes_of_names(model))
+
+
+def amount_of(quantity: Quantity, spared: int) -> int:
+    """What so many parameters count for outside the layers."""
+    return {"parameters": 1, "bytes": WEIGHT_BYTES}.get(quantity, 0) * spared
 
 
 def bytes_of_names(model: PreTrainedModel) -> int:
@@ -91,9 +134,11 @@ def in_words(amounts: Amounts, amount: float) -> str:
 
 
 def least_left(sizes: Shapes, amounts: Amounts, remove: frozenset[Kind]) -> float:
-    """The least amount that pruning can leave: one head and one neuron a layer, or one layer where layers may go."""
+    """The least amount that pruning can leave, as `floor` says."""
     if isinstance(amounts, LatencyTable):
         return least_time(sizes, amounts, remove)
+    if isinstance(amounts, Widths):
+        return amounts.floor
     return floor(sizes, amounts, remove)
 
 
@@ -107,11 +152,13 @@ def choose_parts(
     last: float | None = None,
     loss_with: Callable[[Kept], float],
 ) -> Choice:
-    """What stays within `budget`: by the search for times, else the parts of least score per price go.
+    """What stays within `budget`: by the search for times, else the parts of least score per price, or channels, go.
 
     The arguments are those of `choose_by_time` and `choose`.
     """
     if isinstance(prices, LatencyTable):
         return choose_by_time(sizes, scores, remove=remove, table=prices, budget=budget, last=last, loss_with=loss_with)
+    if isinstance(prices, Widths):
+        return choose_width(sizes, scores.hidden, prices, budget=budget)
     whole = None if last is None else int(last)
     return choose(sizes, scores, remove=remove, prices=prices, budget=int(budget), last=whole, loss_with=loss_with)

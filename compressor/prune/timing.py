@@ -25,9 +25,10 @@ from compressor.export.exporter import traced_for_fusion
 from compressor.export.folder import deploy
 from compressor.export.fusion import fuse
 from compressor.model.encoders import save_model
+from compressor.model.families import PRUNED
 from compressor.model.graph_file import MODEL_FILE
 from compressor.model.manifest import LayerShape, Manifest, read_manifest
-from compressor.model.parts import shapes
+from compressor.model.parts import family, shapes
 from compressor.model.surgery import fresh_model
 from compressor.prune.latency_table import LatencyTable, Model, Place, TableKey, design, fitted, key_of
 from compressor.prune.scoring import row_inputs
@@ -62,7 +63,9 @@ class Scene:
 
     def key(self, model: PreTrainedModel) -> TableKey:
         """Of a table for models cut from this one."""
-        return key_of(shapes(model), self.place, self.lengths, activation=str(model.config.hidden_act))
+        activation = str(getattr(model.config, family(model).activation))
+        kind = model.config.model_type.removeprefix(PRUNED)
+        return key_of(shapes(model), self.place, self.lengths, activation=activation, family=kind)
 
 
 def scene_of(folder: Path, data: DataSets, place: Place, *, seed: int) -> Scene:

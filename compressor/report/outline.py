@@ -229,8 +229,15 @@ def decisions(report: Report) -> Section:
 
 
 def pruned(one: Mapping[str, Any], place: int) -> Section:
-    """Heads and neurons left of each layer of a prune stage."""
-    heads, rows = ("layer", "heads kept", "neurons kept", "whole layer"), tuple(map(_layer, one.get("layers") or ()))
+    """Heads and neurons left of each layer of a prune stage, and the width where that was cut."""
+    heads: tuple[str, ...] = ("layer", "heads kept", "neurons kept", "whole layer")
+    rows = tuple(map(_layer, one.get("layers") or ()))
+    width = one.get("hidden") or {}
+    if width and width["kept"] < width["before"]:
+        heads = (*heads[:3], "width kept", *heads[3:])
+        share = width["kept"] / width["before"]
+        kept = Cell(_of(width["kept"], width["before"]), width["kept"], share=share)
+        rows = tuple((*row[:3], kept, *row[3:]) for row in rows)
     stage, because = str(one.get("stage", "")), str(one.get("because") or "")
     return Section(f"pruned-{place}", f"Pruned: {stage}", heads, rows, lead=because)
 

@@ -17,6 +17,7 @@ from compressor.runner.directory import RunDirectory, read_json, read_lines
 from compressor.runner.keys import digest, library_versions
 from compressor.runner.laid_out import layout_asked
 from compressor.runner.prepare import Prepared, check_rows
+from compressor.runner.pruned import pruning
 from compressor.runner.scoring import answers, onnx_folder
 from compressor.stage import Progress
 
@@ -220,7 +221,7 @@ def _told(
         data=row_counts(data) | {"truncated": dict(truncated)},
         machine=machine,
         notes=data.notes + _notes(chain),
-        pruning=tuple(found for stage_id in kept if (found := _pruning(chain, stage_id)) is not None),
+        pruning=tuple(cut for stage_id in kept if (cut := _pruning(chain, stage_id)) is not None),
         curves=_curves(chain, kept),
         quantization=tuple(one for stage_id in kept if (one := _quantization(chain, stage_id)) is not None),
         decisions=(*(line for one in kept for line in distilling(chain.directory.stage(one))), *told),
@@ -283,36 +284,8 @@ def _quantization(chain: Chain, stage_id: str) -> Quantization | None:
 
 
 def _pruning(chain: Chain, stage_id: str) -> dict[str, Any] | None:
-    """What a prune stage left of each layer of its input, with the reason for each whole layer that went or stayed."""
-    lines = read_lines(chain.directory.stage(stage_id) / "decisions.jsonl")
-    last = next((line for line in reversed(lines) if line["kind"] == "pruned"), None)
-    if last is None:
-        return None
-    left = {layer["layer"]: layer for layer in last["chosen"]["layers"]}
-    verdicts = {line["chosen"]["layer"]: line for line in lines if line["kind"] == "layer"}
-    scores = {one["layer"]: one for one in next(line for line in lines if line["kind"] == "cut")["candidates"]}
-    layers = []
-    for number, before in enumerate(last["chosen"]["before"]):
-        kept = left.get(number, {"heads": [], "ffn": 0})
-        because = verdicts[number]["because"] if number in verdicts else "whole layers were not to be removed"
-        layers.append(
-            {
-                "layer": number,
-                "heads": len(kept["heads"]),
-                "kept_heads": kept["heads"],
-                "heads_before": before["heads"],
-                "head_scores": scores[number]["heads"],
-                "score": scores[number]["score"],
-                "ffn": kept["ffn"],
-                "ffn_before": before["ffn"],
-                "removed": number not in left,
-                "because": because,
-            }
-        )
-    gone = [f"layer {layer['layer']}: {layer['because']}" for layer in layers if layer["removed"]]
-    stayed = "no whole layer was worth removing" if verdicts else "no whole layer was to be removed"
-    because = f"{last['because']}; " + ("removed " + "; ".join(gone) if gone else stayed)
-    return {"stage": stage_id, "layers": layers, "removed_layers": last["chosen"]["removed_layers"], "because": because}
+    """What a prune stage left of each layer of its input and why; None for another verb."""
+    return pruning(stage_id, read_lines(chain.directory.stage(stage_id) / "decisions.jsonl"))
 
 
 def distilling(folder: Path) -> list[dict[str, Any]]:

@@ -108,6 +108,10 @@ def _details(stage: Stage, before: str | None, known: Known, prepared: Prepared,
 
 def _prune_details(stage: Prune, before: str | None, known: Known, data: DataSets) -> tuple[str, ...]:
     source = stage.from_ or before
-    line = f"{stage.target_of(source or 'teacher')}; layers' shapes known after {stage.id}"
+    line = stage.target_of(source or "teacher")
+    if stage.remove.criteria:
+        line += f"; layers' shapes known after {stage.id}"
+    if stage.masks:
+        line += f"; {stage.masks.kind} masks are learned while it trains"
     recover = stage.recover.train if stage.recover else None
     return (line, *([training_time(recover, known.output.get(source or ""), data)] if recover else []))

@@ -92,7 +92,7 @@ def known_shapes(stages: Sequence[Stage], prepared: Prepared) -> Known:
             except InputError as error:
                 raise InputError(f"stages.{stage.id}.distill.{error}") from error
         elif isinstance(stage, Prune):
-            output[stage.id] = None
+            output[stage.id] = None if stage.remove.criteria else read
             part = part_of(stage.teacher or "teacher")
             if stage.recover and _has_weights(stage, "teacher", part, verbs, prepared):
                 encoder[stage.id] = _teacher_shape(stage, "teacher", part, output, prepared)

@@ -1,23 +1,38 @@
-"""`prune`: remove attention heads, feed-forward neurons and whole layers."""
+"""`prune`: remove attention heads, feed-forward neurons, whole layers and tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compressor.bench.machine import versions
 from compressor.bench.settings import Target
 from compressor.device import machine_id
 from compressor.distill.settings import DEFAULT_MATCH, TeacherChoice, TeacherPart
 from compressor.errors import InputError
-from compressor.prune.settings import GRADIENTS, Recover, Remove, TimedEngine, Until, is_share, kinds_of
-from compressor.settings import Integer
+from compressor.prune.settings import (
+    GRADIENTS,
+    KINDS,
+    Masks,
+    Recover,
+    Remove,
+    TimedEngine,
+    Until,
+    check_alone,
+    check_masks,
+    is_share,
+    kinds_of,
+    whole_parts,
+)
+from compressor.settings import Flag, Integer
 from compressor.sources.settings import ModelSource, RowFile
 from compressor.stage import Job, Stage
 from compressor.stages.distill import Distill, part_of
 from compressor.stages.teacher import model_here
+
+WITHOUT_TOKENS = "without the tokens that neither train nor the pool holds"
 
 
 class Prune(Stage):
@@ -27,14 +42,22 @@ class Prune(Stage):
     trains: ClassVar[bool] = True
     gate_actions: ClassVar[tuple[str, ...]] = ("fail", "backtrack", "skip", "warn")
 
+    _whole_parts = model_validator(mode="before")(whole_parts)
+
     remove: Remove = Remove(heads="taylor", ffn="taylor")
     """What may go, and by which score."""
-    until: Until = Until(macs="0.7x")
-    """How much of the stage's input remains."""
+    until: Until | None = Until(macs="0.7x")
+    """How much of the stage's input remains; null where `remove` names vocabulary alone."""
     steps: Annotated[Integer, Field(ge=1, le=100)] = 1
     """Cuts; importance is measured again before each, the first ones are the largest."""
+    reconstruct: Flag = False
+    """After each cut, and before recovery, fit what each layer hands on to the uncut model by least squares: on up to
+    1,024 train rows, filled up with unlabelled ones, in seconds and without labels."""
     recover: Recover | None = None
     """Distillation after each cut; null leaves the cut model as it is."""
+    masks: Masks | None = None
+    """Learn which heads and neurons go while `recover` trains the model, and cut them once, at its end; null cuts by
+    the criteria of `remove`."""
     teacher: TeacherChoice | None = None
     """Who teaches while recovering, and whose answers importance compares with where it is `against: teacher`: the id
     of a stage or a model; the distill stage's teacher unless given."""
@@ -44,9 +67,21 @@ class Prune(Stage):
     threads: Annotated[Integer, Field(ge=1)] | None = None
     """Threads of that engine; those of that target unless given, or all that may be used."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_target(cls, given: Any) -> Any:
+        """The settings, with until: null where none is written and tokens alone go."""
+        remove = given.get("remove") if isinstance(given, Mapping) else None
+        if not isinstance(remove, Mapping | Remove) or "until" in given:
+            return given
+        named = {name for name, value in dict(remove).items() if value is not None}
+        return {**given, "until": None} if "vocabulary" in named and not named & set(KINDS) else given
+
     def model_post_init(self, _context: object) -> None:
         kinds_of(self.remove, self.until)
-        if self.until.latency is None and (self.engine is not None or self.threads is not None):
+        check_alone(self.remove, steps=self.steps, reconstruct=self.reconstruct, recover=self.recover)
+        check_masks(self.masks, self.remove, steps=self.steps, reconstruct=self.reconstruct, recover=self.recover)
+        if not self._timed and (self.engine is not None or self.threads is not None):
             raise ValueError("has engine or threads, which say where until.latency is measured; leave them out")
         if self.teacher is not None and not self._needs:
             raise ValueError(
@@ -58,6 +93,11 @@ class Prune(Stage):
             raise ValueError("teacher must be a stage or a model: recovery needs one that answers every row")
         if part.weight != 1.0:
             raise ValueError("teacher has a weight, which counts beside other teachers alone; leave it out")
+
+    @property
+    def _timed(self) -> bool:
+        """Whether the target is a latency."""
+        return self.until is not None and self.until.latency is not None
 
     @property
     def _needs(self) -> str:
@@ -111,7 +151,7 @@ class Prune(Stage):
             cpu: the benchmark's first target with device cpu; None where it has none.
         Raises: InputError where latency has no place to be measured.
         """
-        if self.until.latency is None:
+        if not self._timed:
             return self
         engine = self.engine or (cpu.engine if cpu is not None else None)
         if engine is None or engine in ("fastest", "tensorrt"):
@@ -125,24 +165,27 @@ class Prune(Stage):
 
     def key_settings(self) -> dict[str, Any]:
         """Without the place of a measurement where nothing is measured."""
-        unused = {"engine", "threads"} if self.until.latency is None else set()
+        unused = set() if self._timed else {"engine", "threads"}
         return {name: value for name, value in super().key_settings().items() if name not in unused}
 
     def conditions(self, device: str) -> Mapping[str, object]:
         """A table of times holds on one machine, and in one version of its engine; that of OpenVINO is in no key."""
         found: dict[str, object] = dict(super().conditions(device))
-        if self.until.latency is not None:
+        if self._timed:
             found["machine"] = machine_id()
             found |= versions(("openvino",)) if self.engine == "openvino" else {}
         return found
 
     def target_of(self, source: str) -> str:
         """What shall remain of a stage's output, in words for a plan."""
+        if self.until is None:
+            return f"{source} {WITHOUT_TOKENS}"
         quantity, kept = self.until.target
+        also = f", {WITHOUT_TOKENS}" if self.remove.vocabulary else ""
         if not is_share(kept):
-            return f"at most {kept} of {source}"
-        words = f"{kept} of the {quantity} of {source}"
-        if self.until.latency is None:
+            return f"at most {kept} of {source}{also}"
+        words = f"{kept} of the {quantity} of {source}{also}"
+        if not self._timed:
             return words
         threads = f"{self.threads} threads" if self.threads else "all threads"
         return f"{words} ({self.engine}, {threads}; a table of layers' times is measured first, a minute or two)"
@@ -161,7 +204,9 @@ class Prune(Stage):
             remove=self.remove,
             until=self.until,
             steps=self.steps,
+            reconstruct=self.reconstruct,
             recover=self.recover,
+            masks=self.masks,
             teacher=teacher,
             seed=job.seed,
             device=job.device,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
@@ -107,6 +107,7 @@ def fit(
     what: str,
     score: Callable[[nn.Module], float] | None = None,
     extra: nn.Module | None = None,
+    own: Mapping[nn.Module, Mapping[str, float]] | None = None,
     max_steps: int | None = None,
     key: str = "",
 ) -> Fitted:
@@ -128,8 +129,10 @@ def fit(
         what: the training in a few words, such as `distill`.
         score: score of a model on `select`, higher is better; needed where train.early_stop is set.
         extra: trained beside the model and in its checkpoint (projections).
+        own: modules in `extra` with `lr` and `eps` of AdamW of their own, the same at every step; they neither decay
+            nor count in the clipped norm.
         max_steps: most steps, for smoke runs; None for no limit.
-        key: digest of what else decides the weights (rows, loss); a checkpoint of another key is refused.
+        key: digest of what else decides the weights (rows, loss, own); a checkpoint of another key is refused.
     Raises: StageError at the first loss or gradient that is not finite, with the checkpoint before it kept; InputError
         when the checkpoint belongs to another training or early stopping has no score.
     """
@@ -149,7 +152,7 @@ def fit(
         _plain_forward(everything),
         _dropping(model, train.dropout),
     ):
-        loop = _Loop(everything, train, accel, score, total=total)
+        loop = _Loop(everything, train, accel, score, total=total, own=own or {})
         if found is None:
             seed_all(seed)
         else:
@@ -187,6 +190,7 @@ class _Loop:
         score: Callable[[nn.Module], float] | None,
         *,
         total: int,
+        own: Mapping[nn.Module, Mapping[str, float]],
     ) -> None:
         self.train, self.accel, self.total = train, accel, total
         self.score = score if train.early_stop is not None else None
@@ -200,8 +204,12 @@ class _Loop:
         # an average moves every row at every step, so that there is nothing to save
         tables = large_tables(everything) if train.average is None else {}
         self.tables = RowUpdates(tables, weight_decay=train.weight_decay)
-        self.dense = [parameter for parameter in self.names if parameter not in self.tables.weights]
+        elsewhere = {parameter for module in own for parameter in module.parameters()} | self.tables.weights
+        self.dense = [parameter for parameter in self.names if parameter not in elsewhere]
         self.raw_optimizer = _adamw(self.dense, train)
+        for module, settings in own.items():
+            members = {"params": list(module.parameters()), "weight_decay": 0.0, "own": True}
+            self.raw_optimizer.add_param_group({**members, **settings})
         self.optimizer = accel.prepare_optimizer(self.raw_optimizer)
         self.average: Weights | None = weights_of(self.model) if train.average is not None else None
         self.best: Weights | None = None
@@ -290,7 +298,8 @@ class _Loop:
             self.train.schedule, standing.step, self.total, warmup=self.train.warmup
         )
         for group in self.raw_optimizer.param_groups:
-            group["lr"] = rate
+            if "own" not in group:
+                group["lr"] = rate
         with self.accel.autocast():
             found = loss(self.model, batch, standing.step / self.total)
         self.accel.backward(found.total)

@@ -101,9 +101,10 @@ def test_a_script_that_the_vocabulary_lacks_is_refused(folder):
 def test_a_folder_without_a_tokenizer_or_with_fewer_positions_is_refused(folder):
     with pytest.raises(InputError, match=r"data\.max_tokens must be at most 16, the positions of .* \(got 17\)"):
         open_encoder(folder, 17)
-    (folder / "config.json").write_text(json.dumps({"model_type": "roberta", "max_position_embeddings": 16}))
-    with pytest.raises(InputError, match="must be at most 15"):
-        open_encoder(folder, 16)
+    for kind in ("roberta", "pruned-roberta"):
+        (folder / "config.json").write_text(json.dumps({"model_type": kind, "max_position_embeddings": 16}))
+        with pytest.raises(InputError, match="must be at most 15"):
+            open_encoder(folder, 16)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer\.json describes no tokenizer"):
         open_encoder(folder, 8)

@@ -7,14 +7,18 @@ import sys
 import numpy as np
 import onnx
 import pytest
+import torch
 from model_families import CONFIGS, LABELS, write_family
 from model_folders import TEXTS
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from compressor.export.audit import audit_int8
 from compressor.export.exporter import Exporter, export_onnx
-from compressor.model.encoders import load_model
-from compressor.model.manifest import read_manifest
+from compressor.model.encoders import load_model, save_model
+from compressor.model.families import FAMILIES
+from compressor.model.manifest import Manifest, read_manifest
 from compressor.model.parts import shapes
+from compressor.model.surgery import Kept, cut
 from compressor.runtime.predictor import load
 
 LEFT = {
@@ -22,6 +26,11 @@ LEFT = {
     "albert": ("embeddings", "attention of layer 0"),
 }
 """What onnxruntime's optimizer leaves in pieces, and our audit must name."""
+CUTS = {
+    "uneven": Kept(((0, 2, 3), (1,)), (tuple(range(0, 64, 3)), (1, 5, 63)), (0, 1)),
+    "no attention first": Kept(((), (1, 2)), (tuple(range(9)), ()), (0, 1)),
+    "no feed-forward first": Kept(((1,), ()), ((), (3, 4, 5)), (0, 1)),
+}
 PAIRS = [*zip(TEXTS[:6], TEXTS[6:12], strict=True), ("dull", "warm")]
 
 
@@ -69,11 +78,28 @@ def test_fused_attention_knows_its_heads(exported, kind):
     assert len(heads) == exported[kind][1].audit.found["Attention"]
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("name", CUTS)
+def test_a_pruned_model_is_exported_with_its_answers_and_the_heads_of_each_layer(folders, tmp_path, kind, name):
+    model = cut(load_model(folders[kind]), CUTS[name])
+    manifest = Manifest(labels=LABELS, shapes=shapes(model))
+    probe = {"input_ids": torch.tensor([[2, 6, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    folder = save_model(model, tmp_path / "pruned", tokenizer_from=folders[kind], manifest=manifest, probe=probe)
+    parity = export_onnx(folder, tmp_path / "pruned.onnx", texts=[*TEXTS[:20], "", "dull"])
+    assert max(parity.raw.largest, parity.fused.largest) < 1e-4
+    heads = [len(each) for each in CUTS[name].heads]
+    left = [f"attention of layer {number}" for number, count in enumerate(heads) if count and kind == "mpnet"]
+    assert parity.audit.left == tuple(left)
+    nodes = onnx.load(tmp_path / "pruned.onnx").graph.node
+    found = [each.i for node in nodes for each in node.attribute if each.name == "num_heads"]
+    assert found == ([] if kind == "mpnet" else [count for count in heads if count])
+    config = AutoConfig.from_pretrained(Exporter(folder).export(tmp_path / "out"))
+    assert config.model_type == kind
+    assert not {"layer_shapes", "head_size", "relative_attention_heads", "auto_map"} & set(config.to_dict())
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_pairs_are_answered_as_stock_transformers_answers_them(folders, tmp_path, kind):
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     out = Exporter(folders[kind]).export(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(folders[kind])
     model = AutoModelForSequenceClassification.from_pretrained(folders[kind]).eval()

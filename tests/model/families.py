@@ -1,4 +1,4 @@
-"""One tiny classifier of each family that can teach: 3 layers, hidden 32, 4 heads."""
+"""One tiny classifier of each family, whole and pruned unevenly: 3 layers, hidden 32, 4 heads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,13 +41,16 @@ def _distilbert() -> PreTrainedModel:
     return DistilBertForSequenceClassification(DistilBertConfig(**names, max_position_embeddings=40))
 
 
-FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+WHOLE: dict[str, Callable[[], PreTrainedModel]] = {
     "bert": _bert,
-    "pruned-bert": lambda: cut(_bert(), PRUNED),
     "mpnet": lambda: MPNetForSequenceClassification(MPNetConfig(**SIZES)),
     "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**SIZES, type_vocab_size=1)),
     "distilbert": _distilbert,
     "electra": lambda: ElectraForSequenceClassification(ElectraConfig(**SIZES, embedding_size=16)),
+}
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    **WHOLE,
+    **{f"pruned-{name}": lambda whole=whole: cut(whole(), PRUNED) for name, whole in WHOLE.items()},  # type: ignore[misc]
 }
 
 

@@ -3,22 +3,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, make
+from families import WHOLE, make
+from model_families import write_family
 from model_folders import write_classifier
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
-    RobertaConfig,
-    RobertaForSequenceClassification,
 )
 from transformers.utils import logging as transformers_logging
 
 from compressor.errors import InputError, StageError
 from compressor.model import encoders
 from compressor.model.encoders import load_model, model_logits, save_model
-from compressor.model.manifest import Manifest, read_config, read_manifest
+from compressor.model.manifest import UNEVEN_KEYS, LayerShape, Manifest, Shapes, read_config, read_manifest
 from compressor.model.parts import anatomy, shapes
 from compressor.model.random import save_random_model
 from compressor.model.states import record_hidden
@@ -185,9 +186,9 @@ def test_loading_says_nothing_and_leaves_transformers_as_loud_as_it_was(
 
 
 def test_an_encoder_of_unknown_anatomy_is_refused_by_name():
-    config = RobertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=50)
-    model = RobertaForSequenceClassification(config)
-    with pytest.raises(InputError, match=r"type 'roberta'.*known are bert, pruned-bert"):
+    config = AlbertConfig(hidden_size=32, num_attention_heads=4, vocab_size=50, embedding_size=8, intermediate_size=64)
+    model = AlbertForSequenceClassification(config)
+    with pytest.raises(InputError, match=r"type 'albert'.*known are bert, roberta, distilbert, electra, mpnet$"):
         anatomy(model)
     assert shapes(model).layers[0].heads == 4
 
@@ -253,14 +254,19 @@ def test_a_model_saved_where_it_lies_keeps_its_tokenizer(tmp_path: Path, tiny_cl
     assert (folder / "predict.py").read_text() == "mine"
 
 
-def test_a_random_model_of_a_pruned_one_is_a_stock_one_of_its_depth(tmp_path: Path, tiny_classifier: Path):
-    pruned = save(cut(load_model(tiny_classifier), UNEVEN), tmp_path / "pruned", tiny_classifier)
+@pytest.mark.parametrize("family", WHOLE)
+def test_a_random_model_of_a_pruned_one_is_a_stock_one_of_its_depth(tmp_path: Path, family: str):
+    source = write_family(tmp_path / "source", family, labels=("bad", "good"))
+    pruned = save(cut(load_model(source), UNEVEN), tmp_path / "pruned", source)
     folder = save_random_model(pruned, tmp_path / "random", hidden=16, heads=2, labels=("a", "b", "c"), seed=0)
     config = read_config(folder)
-    assert (config["model_type"], config["num_hidden_layers"], config["hidden_size"]) == ("bert", 2, 16)
-    assert {"layer_shapes", "head_size", "auto_map"}.isdisjoint(config)
-    assert config["vocab_size"] == read_config(tiny_classifier)["vocab_size"]
-    assert load_model(folder).config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert config["model_type"] == family
+    assert set(UNEVEN_KEYS).isdisjoint(config)
+    assert config["vocab_size"] == read_config(source)["vocab_size"]
+    model = load_model(folder)
+    layer = LayerShape(heads=2, head_size=8, ffn=32)
+    assert shapes(model) == Shapes(hidden=16, layers=(layer, layer), vocabulary=config["vocab_size"])
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
 
 
 def save_plain(model: PreTrainedModel, folder: Path) -> Path:
@@ -270,7 +276,7 @@ def save_plain(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "pruned-bert"])
+@pytest.mark.parametrize("family", WHOLE)
 def test_every_family_opens_with_its_own_answers_in_the_asked_order(tmp_path: Path, family: str):
     model = make(family)
     folder = save_plain(model, tmp_path)
@@ -281,7 +287,7 @@ def test_every_family_opens_with_its_own_answers_in_the_asked_order(tmp_path: Pa
     assert torch.allclose(model_logits(turned, PROBE), model_logits(model, PROBE)[:, [1, 0]], atol=1e-6)
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "pruned-bert"])
+@pytest.mark.parametrize("family", WHOLE)
 def test_an_encoder_of_every_family_gets_a_new_head(tmp_path: Path, family: str):
     make(family).base_model.save_pretrained(tmp_path)
     model = load_model(tmp_path, labels=["a", "b", "c"])

@@ -114,6 +114,8 @@ def test_a_gradient_score_is_the_mean_over_single_rows_at_any_batch_size_and_pad
             (found.heads[index], [heads[index] for heads, _, _ in every]),
             (found.neurons[index], [neurons[index] for _, neurons, _ in every]),
             (found.layers[index], [layers[index] for _, _, layers in every]),
+            (found.halves[index, 0], [heads[index].sum() for heads, _, _ in every]),
+            (found.halves[index, 1], [neurons[index].sum() for _, neurons, _ in every]),
         ):
             expected = of_slope(torch.stack(theirs).double()).mean(0)
             assert float(expected.min()) > 0
@@ -126,7 +128,7 @@ def test_activation_is_the_mean_over_single_rows_and_true_tokens_of_the_squared_
 ):
     model = make_model()
     found = activation(model, batches(size, padding))
-    heads, neurons, layers = torch.zeros(2, 4), torch.zeros(2, 64), torch.zeros(2)
+    heads, neurons, layers, halves = torch.zeros(2, 4), torch.zeros(2, 64), torch.zeros(2), torch.zeros(2, 2)
     for row in range(ROWS):
         with torch.no_grad(), overheard(model) as heard:
             model(**make_batch([row]).inputs)
@@ -139,12 +141,15 @@ def test_activation_is_the_mean_over_single_rows_and_true_tokens_of_the_squared_
             for neuron in range(64):
                 written = torch.outer(heard[index, "neurons"][0][:, neuron], outputs[1][:, neuron])
                 neurons[index, neuron] += written.square().sum(1).mean() / ROWS
+            for half, name in enumerate(("context", "neurons")):
+                halves[index, half] += (heard[index, name][0] @ outputs[half].T).square().sum(1).mean() / ROWS
             change = heard[index, "wrote"][0] - heard[index, "read"][0]
             layers[index] += change.square().sum(1).mean() / ROWS
     for mine, theirs in (
         (torch.stack(found.heads), heads),
         (torch.stack(found.neurons), neurons),
         (found.layers, layers),
+        (found.halves, halves),
     ):
         torch.testing.assert_close(mine, theirs.double(), rtol=1e-4, atol=1e-7)
 
@@ -172,7 +177,7 @@ def test_the_absolute_value_of_a_batch_would_rank_otherwise():
     assert all(bool((gate.grad.abs() < score).all()) for gate, score in zip(gates, exact.heads, strict=True))
 
 
-@pytest.mark.parametrize("name", ["taylor", "fisher", "activation"])
+@pytest.mark.parametrize("name", ["taylor", "fisher", "surgeon", "activation"])
 def test_a_part_that_writes_nothing_scores_zero_and_no_other_does(name: str):
     model = make_model()
     with torch.no_grad():
@@ -204,6 +209,7 @@ def test_normalised_scores_of_a_layer_have_norm_one_and_keep_their_order():
         assert float(after.square().sum()) == pytest.approx(1.0)
         torch.testing.assert_close(after / after[0], before / before[0])
     assert float(found.layers.norm()) == pytest.approx(1.0)
+    assert float(found.halves.norm()) == pytest.approx(1.0)
 
 
 def test_normalising_scores_of_zero_or_of_an_empty_layer_leaves_them():
@@ -226,6 +232,23 @@ def test_magnitude_is_the_squared_norm_of_what_would_go():
     assert float(magnitude(model).heads[1][2]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", get_args(Criterion))
+def test_a_half_that_writes_nothing_but_its_bias_scores_zero_by_what_it_does(name: str):
+    model = make_model()
+    with torch.no_grad():
+        model.bert.encoder.layer[0].attention.output.dense.weight.zero_()
+        model.bert.encoder.layer[1].output.dense.weight.zero_()
+    halves = CRITERIA[name](model, batches(8), cross_entropy, 0).halves
+    by_weights = name in ("magnitude", "random")
+    assert (halves > 0).tolist() == [[by_weights, True], [True, by_weights]]
+
+
+def test_the_magnitude_of_a_half_is_that_of_its_parts_together():
+    found = magnitude(make_model())
+    torch.testing.assert_close(found.halves[:, 0], torch.stack(found.heads).sum(1))
+    torch.testing.assert_close(found.halves.sum(1), found.layers)
+
+
 def test_random_scores_follow_the_seed_and_not_torchs_own_numbers():
     model = make_model()
     state = torch.get_rng_state()
@@ -241,9 +264,10 @@ def test_layers_without_heads_or_neurons_have_empty_scores():
         assert [len(each) for each in scores.heads] == [0, 2]
         assert [len(each) for each in scores.neurons] == [3, 0]
         assert scores.layers.shape == (2,)
+        assert (scores.halves == 0).tolist() == [[True, False], [False, True]]
 
 
-@pytest.mark.parametrize("name", ["taylor", "fisher", "activation"])
+@pytest.mark.parametrize("name", ["taylor", "fisher", "surgeon", "activation"])
 def test_no_rows_are_refused(name: str):
     with pytest.raises(InputError, match="needs rows"):
         CRITERIA[name](make_model(), [], cross_entropy, 0)

@@ -1,17 +1,21 @@
-"""A pruned folder opens in fresh processes in the three ways the README names, with the same logits."""
+"""A pruned folder of any family opens in fresh processes in the three ways the README names, with the same logits."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from model_families import write_family
 
 import compressor
 from compressor.model.encoders import load_model, model_logits, save_model
-from compressor.model.manifest import Manifest
+from compressor.model.families import FAMILIES
+from compressor.model.manifest import Manifest, config_labels, read_config
 from compressor.model.parts import shapes
 from compressor.model.surgery import Kept, cut
 
@@ -22,6 +26,7 @@ PROBE = {
 }
 UNEVEN = Kept(heads=((0, 2, 3), ()), neurons=(tuple(range(0, 64, 3)), (1, 5, 63)), layers=(0, 1))
 EVEN = Kept(heads=((0, 1, 2, 3),) * 2, neurons=(tuple(range(7, 39)),) * 2, layers=(0, 1))
+NARROW = Kept(UNEVEN.heads, UNEVEN.neurons, (0, 1), tuple(range(3, 29)))
 WITHOUT_PACKAGE = """
 import sys
 class Missing:
@@ -38,29 +43,47 @@ else:
 """
 OPEN = """
 import numpy, sys, torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 torch.set_num_threads(1)
-folder, out, trust = sys.argv[1], sys.argv[2], sys.argv[3] == "trust"
-model = AutoModelForSequenceClassification.from_pretrained(folder, **({"trust_remote_code": True} if trust else {}))
+out, trust, folders = sys.argv[1], sys.argv[2] == "trust", sys.argv[3:]
 probe = {name: torch.from_numpy(value) for name, value in numpy.load(out + ".probe.npz").items()}
-with torch.no_grad():
-    numpy.save(out, model.eval()(**probe).logits.numpy())
-print(type(model).__module__)
+logits, states = [], []
+for folder in folders:
+    options = {"trust_remote_code": True} if trust else {}
+    model = AutoModelForSequenceClassification.from_pretrained(folder, **options)
+    encoder = AutoModel.from_pretrained(folder, **options)
+    with torch.no_grad():
+        logits.append(model.eval()(**probe).logits.numpy())
+        states.append(encoder.eval()(**probe).last_hidden_state.numpy())
+    print(type(model).__module__)
+numpy.savez(out, logits=logits, states=states)
 """
 
 
-def save_pruned(folder: Path, source: Path, kept: Kept) -> tuple[Path, np.ndarray]:
+@dataclass(frozen=True)
+class Saved:
+    folder: Path
+    logits: np.ndarray
+    states: np.ndarray
+    """What the encoder gives alone."""
+
+
+def save_pruned(folder: Path, source: Path, kept: Kept) -> Saved:
     model = cut(load_model(source), kept)
-    manifest = Manifest(labels=("bad", "good"), shapes=shapes(model))
+    manifest = Manifest(labels=config_labels(read_config(source)), shapes=shapes(model))
     save_model(model, folder, tokenizer_from=source, manifest=manifest, probe=PROBE)
-    return folder, model_logits(model, PROBE).numpy()
+    with torch.no_grad():
+        states = model.base_model(**PROBE).last_hidden_state.numpy()
+    return Saved(folder, model_logits(model, PROBE).numpy(), states)
 
 
-def open_elsewhere(folder: Path, tmp_path: Path, prelude: str, *, trust: bool) -> tuple[np.ndarray, str]:
-    """Logits and the model's module from a fresh process that starts in an empty folder."""
-    out = tmp_path / "logits.npy"
+def open_elsewhere(
+    folders: Sequence[Path], tmp_path: Path, prelude: str, *, trust: bool
+) -> tuple[dict[str, np.ndarray], Sequence[str]]:
+    """Logits, states and the models' modules from a fresh process that starts in an empty folder."""
+    out = tmp_path / "found.npz"
     np.savez(f"{out}.probe.npz", **{name: value.numpy() for name, value in PROBE.items()})
-    command = [sys.executable, "-c", prelude + OPEN, str(folder), str(out), "trust" if trust else "plain"]
+    command = [sys.executable, "-c", prelude + OPEN, str(out), "trust" if trust else "plain", *map(str, folders)]
     settings = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -69,28 +92,40 @@ def open_elsewhere(folder: Path, tmp_path: Path, prelude: str, *, trust: bool) -
     }
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=settings, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return np.load(out), done.stdout.strip().splitlines()[-1]
+    return np.load(out), done.stdout.strip().splitlines()[-len(folders) :]
 
 
 @pytest.mark.parametrize(
     ("kept", "prelude", "trust", "module"),
     [
-        (EVEN, WITHOUT_PACKAGE, False, "transformers.models.bert.modeling_bert"),
+        (EVEN, WITHOUT_PACKAGE, False, "transformers.models."),
         (UNEVEN, "import compressor.auto\n", False, "compressor.model.pruned_modeling"),
         (UNEVEN, WITHOUT_PACKAGE, True, "transformers_modules"),
+        (NARROW, "import compressor.auto\n", False, "compressor.model.pruned_modeling"),
+        (NARROW, WITHOUT_PACKAGE, True, "transformers_modules"),
     ],
-    ids=["plain for even shapes", "after import compressor.auto", "trust_remote_code without the package"],
+    ids=[
+        "plain for even shapes",
+        "after import compressor.auto",
+        "trust_remote_code without the package",
+        "fewer channels after import compressor.auto",
+        "fewer channels with trust_remote_code without the package",
+    ],
 )
-def test_a_pruned_folder_opens_elsewhere_with_the_saved_logits(
-    tmp_path: Path, tiny_classifier: Path, kept: Kept, prelude: str, trust: bool, module: str
+def test_pruned_folders_of_every_family_open_elsewhere_with_the_saved_answers(
+    tmp_path: Path, kept: Kept, prelude: str, trust: bool, module: str
 ):
-    folder, logits = save_pruned(tmp_path / "model", tiny_classifier, kept)
-    opened, where = open_elsewhere(folder, tmp_path, prelude, trust=trust)
-    assert where.startswith(module)
-    np.testing.assert_allclose(opened, logits, atol=1e-5, rtol=0)
+    saved = [
+        save_pruned(tmp_path / f"pruned-{family}", write_family(tmp_path / family, family), kept) for family in FAMILIES
+    ]
+    opened, where = open_elsewhere([each.folder for each in saved], tmp_path, prelude, trust=trust)
+    assert len(opened["logits"]) == len(where) == 5
+    assert all(each.startswith(module) for each in where)
+    np.testing.assert_allclose(opened["logits"], [each.logits for each in saved], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(opened["states"], [each.states for each in saved], atol=1e-5, rtol=0)
 
 
 def test_the_package_never_runs_the_modeling_file_of_a_folder(tmp_path: Path, tiny_classifier: Path):
-    folder, logits = save_pruned(tmp_path / "model", tiny_classifier, UNEVEN)
-    (folder / "pruned_modeling.py").write_text("raise SystemExit('this file was run')\n")
-    np.testing.assert_allclose(model_logits(load_model(folder), PROBE).numpy(), logits, atol=1e-5, rtol=0)
+    saved = save_pruned(tmp_path / "model", tiny_classifier, UNEVEN)
+    (saved.folder / "pruned_modeling.py").write_text("raise SystemExit('this file was run')\n")
+    np.testing.assert_allclose(model_logits(load_model(saved.folder), PROBE).numpy(), saved.logits, atol=1e-5, rtol=0)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from families import SIZES
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from families import make
+from transformers import PreTrainedModel
 
 from compressor.model.encoders import model_logits
 from compressor.model.parts import anatomy
@@ -19,13 +19,12 @@ INPUTS = {
 SVD = Init(width="svd")
 
 
-def narrow_teacher(width: int, *, heads: int = 4) -> PreTrainedModel:
-    """A BERT, hidden 32, all of whose states lie in `width` directions, the all-ones one among them.
+def narrow_teacher(width: int, *, heads: int = 4, family: str = "bert") -> PreTrainedModel:
+    """A classifier, hidden 32, all of whose states lie in `width` directions, the all-ones one among them.
 
     Each head has inner rank `width / heads`, and as many neurons and pooler units as a student of that width work.
     """
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(**{**SIZES, "num_hidden_layers": 2}, num_labels=3)).eval()
+    model = make(family)
     ones = torch.ones(32, 1, dtype=torch.float64)
     basis = torch.linalg.qr(torch.cat([ones, torch.randn(32, width - 1, dtype=torch.float64)], dim=1)).Q
     span = (basis @ basis.T).float()
@@ -34,9 +33,9 @@ def narrow_teacher(width: int, *, heads: int = 4) -> PreTrainedModel:
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
+        norms = [parts.embedding_norm, *(norm for each in parts.layers for norm in (each.attention_norm, each.norm))]
         for table in parts.tables:
             table.weight.copy_(table.weight @ span)
-        norms = [parts.embedding_norm, *(norm for each in parts.layers for norm in (each.attention_norm, each.norm))]
         for norm in norms:
             norm.weight.fill_(1.7)
             norm.bias.copy_(span @ torch.randn(32))
@@ -50,15 +49,15 @@ def narrow_teacher(width: int, *, heads: int = 4) -> PreTrainedModel:
             for writing in (layer.attention_output, layer.down):
                 writing.weight.copy_(span @ writing.weight)
                 writing.bias.copy_(span @ writing.bias)
-        assert parts.pooler is not None
         parts.classifier.weight[:, width:] = 0
     return model
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "mpnet"])
 @pytest.mark.parametrize(("width", "heads"), [(16, 4), (8, 4), (24, 4)])
-def test_a_teacher_whose_states_fill_fewer_directions_is_reproduced(width: int, heads: int):
-    teacher = narrow_teacher(width, heads=heads)
-    student = make_student(teacher, Student(layers=2, hidden=width, heads=heads, init=SVD), seed=1)
+def test_a_teacher_whose_states_fill_fewer_directions_is_reproduced(width: int, heads: int, family: str):
+    teacher = narrow_teacher(width, heads=heads, family=family)
+    student = make_student(teacher, Student(layers=3, hidden=width, heads=heads, init=SVD), seed=1)
     expected = model_logits(teacher, INPUTS)
     assert expected.std() > 0.1
     torch.testing.assert_close(model_logits(student, INPUTS), expected, atol=2e-5, rtol=1e-4)
@@ -66,14 +65,14 @@ def test_a_teacher_whose_states_fill_fewer_directions_is_reproduced(width: int, 
 
 def test_the_students_states_are_the_teachers_in_another_basis():
     teacher = narrow_teacher(16)
-    student = make_student(teacher, Student(layers=2, hidden=16, heads=4, init=SVD), seed=1)
+    student = make_student(teacher, Student(layers=3, hidden=16, heads=4, init=SVD), seed=1)
     seen = []
     for model in (teacher, student):
-        with record_hidden(model, layers=[0, 1, 2]) as states:
+        with record_hidden(model, layers=[0, 1, 2, 3]) as states:
             model_logits(model, INPUTS)
         seen.append(states)
     real = INPUTS["attention_mask"] > 0
-    for layer in (0, 1, 2):
+    for layer in (0, 1, 2, 3):
         theirs, own = (states[layer][real] for states in seen)
         torch.testing.assert_close(own @ own.T, theirs @ theirs.T, atol=1e-3, rtol=1e-4)
 
@@ -86,7 +85,7 @@ def test_fewer_whole_heads_are_the_ones_that_do_something():
             layer.attention_output.weight[:, 8:24] = 0
             layer.query.weight[8:24] = 0
             layer.query.bias[8:24] = 0
-    student = make_student(teacher, Student(layers=2, hidden=16, heads=2, init=SVD), seed=1)
+    student = make_student(teacher, Student(layers=3, hidden=16, heads=2, init=SVD), seed=1)
     torch.testing.assert_close(model_logits(student, INPUTS), model_logits(teacher, INPUTS), atol=2e-5, rtol=1e-4)
 
 

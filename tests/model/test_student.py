@@ -1,14 +1,22 @@
 from dataclasses import dataclass
+from itertools import product
 from typing import get_args
 
 import pytest
 import torch
 from families import make
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+)
 
 from compressor.errors import InputError
 from compressor.model.encoders import model_logits
+from compressor.model.families import FAMILIES
 from compressor.model.parts import anatomy, shapes
 from compressor.model.settings import Init, Student
 from compressor.model.student import LAYER_CHOICES, label_loss, make_student
@@ -26,7 +34,7 @@ class Batch:
 
 def make_probe(teacher: PreTrainedModel) -> list[Batch]:
     """Two batches with the labels that the teacher finds least likely, so that its loss has a slope."""
-    ids = (torch.arange(12 * 7).view(12, 7) * 5) % 58 + 5
+    ids = (torch.arange(12 * 7).view(12, 7) * 5) % 54 + 5
     targets = model_logits(teacher, {"input_ids": ids}).argmin(-1)
     return [Batch({"input_ids": ids[:7]}, targets[:7]), Batch({"input_ids": ids[7:]}, targets[7:])]
 
@@ -209,5 +217,56 @@ def test_a_student_of_another_checkpoint_takes_all_its_layers_and_widths():
 
 
 def test_a_student_of_another_kind_of_model_is_refused():
-    with pytest.raises(InputError, match=r"made of the teacher, a model of type 'mpnet'; give a BERT as student.init"):
-        make_student(make("mpnet"), Student(), seed=1)
+    config = AlbertConfig(hidden_size=32, num_attention_heads=4, vocab_size=50, embedding_size=8, intermediate_size=64)
+    known = "give one of bert, roberta, distilbert, electra, mpnet as student.init"
+    with pytest.raises(InputError, match=f"made of the teacher, a model of type 'albert'; {known}"):
+        make_student(AlbertForSequenceClassification(config), Student(), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("family", "width"),
+    [pair for pair in product(FAMILIES, ("norm", "importance", "svd")) if pair != ("electra", "svd")],
+)
+def test_a_student_of_any_family_and_the_same_width_is_the_chosen_layers_of_the_teacher(family: str, width: str):
+    teacher = make(family)
+    init = Init(layers="last", width=width)
+    student = make_student(teacher, Student(layers=2, init=init), seed=1, probe=make_probe(teacher))
+    every = tuple(tuple(range(4)) for _ in range(3)), tuple(tuple(range(64)) for _ in range(3))
+    expected = model_logits(cut(teacher, Kept(*every, (1, 2))), INPUTS)
+    assert type(student) is type(teacher)
+    torch.testing.assert_close(model_logits(student, INPUTS), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_channels_and_neurons_that_hold_nothing_are_left_out_of_a_narrower_student_of_any_family(family: str):
+    teacher = make(family)
+    parts, silent = anatomy(teacher), list(range(1, 32, 2))
+    with torch.no_grad():
+        for table in parts.tables:
+            if parts.projection is None:
+                table.weight[:, silent] = 0
+        for layer in parts.layers:
+            for writing in (layer.attention_output, layer.down):
+                writing.weight[silent] = 0
+            layer.up.weight[32:] = 0
+        if parts.projection is not None:
+            parts.projection.weight[silent] = 0
+    made = make_student(teacher, Student(layers=3, hidden=20, ffn=32), seed=1)
+    student, kept = anatomy(made), sorted([*range(0, 32, 2), 1, 3, 5, 7])  # of equals the first
+    assert torch.equal(student.classifier.weight, parts.classifier.weight[:, kept])
+    assert torch.equal(student.layers[1].up.weight, parts.layers[1].up.weight[:32, kept])
+    assert type(made) is type(teacher)
+    assert bool(torch.isfinite(model_logits(made, INPUTS)).all())
+
+
+def test_a_student_whose_projected_embeddings_cannot_be_copied_is_refused():
+    with pytest.raises(InputError, match=r"student.hidden must not be the width of the source's embeddings, 16, which"):
+        make_student(make("electra"), Student(hidden=16), seed=1)
+    with pytest.raises(InputError, match=r"init.width svd .* the source have 16, which are projected to its 32; write"):
+        make_student(make("electra"), Student(hidden=20, init=Init(width="svd")), seed=1)
+
+
+@pytest.mark.parametrize("heads", [2, 8])
+def test_a_student_of_other_heads_than_the_bias_by_distance_has_is_refused(heads: int):
+    with pytest.raises(InputError, match=rf"student.heads must be the source's 4, as all layers .* \(got {heads}\)"):
+        make_student(make("mpnet"), Student(heads=heads), seed=1)

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,7 @@ def test_a_group_that_couples_something_else_is_refused(monkeypatch: pytest.Monk
         return group
 
     monkeypatch.setattr(graph, "get_pruning_group", partial)
-    with pytest.raises(StageError, match="torch-pruning couples 3 projections where a layer has 4"):
+    with pytest.raises(StageError, match="torch-pruning couples 3 parts where 4 belong together"):
         cut(make_model(), UNEVEN)
 
 
@@ -227,6 +228,11 @@ def test_real_minilm_cut_with_uneven_heads_answers_as_the_masked_one_on_real_row
         reference = model_logits(model, inputs)
     made = cut(model, kept)
     assert float((model_logits(made, inputs) - reference).abs().max()) < 1e-5
+    narrow = replace(kept, hidden=some(264, 384))
+    with masked(model, narrow):
+        narrower = model_logits(model, inputs)
+    assert float((model_logits(cut(model, narrow), inputs) - narrower).abs().max()) < 1e-5
+    assert float((narrower - reference).abs().max()) > 1e-3
     value = anatomy(made).layers[1].value
     with torch.no_grad():
         value.weight.copy_(value.weight.view(3, 32, 384).flip(0).reshape(96, 384))

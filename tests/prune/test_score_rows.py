@@ -17,7 +17,7 @@ from compressor.model.parts import shapes
 from compressor.prune import scoring
 from compressor.prune.pruner import Pruner
 from compressor.prune.schedule import choose, prices_for
-from compressor.prune.scoring import Sample, divergence, draw_sample, score_parts, scored_by
+from compressor.prune.scoring import Sample, around, distance, divergence, draw_sample, score_parts, scored_by
 from compressor.prune.settings import Remove
 from compressor.stage import Decision, settings_of, silent
 from compressor.stages.distill import Distill
@@ -88,6 +88,35 @@ def test_a_slope_of_the_divergence_from_itself_is_zero_and_refused(
     itself = draw(without_labels(rows), tiny_classifier, None, heads="activation")
     found = score_parts(load_model(tiny_classifier), Remove(heads=criterion), itself, seed=1, progress=silent)
     assert float(torch.cat([*found.heads, *found.neurons]).max()) < 1e-6
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher", "surgeon"])
+def test_against_itself_parts_are_scored_without_labels_and_without_another_model(
+    rows: DataSets, tiny_classifier: Path, criterion: str
+):
+    remove = {"heads": criterion, "ffn": criterion, "against": "itself"}
+    bare = draw(without_labels(rows), tiny_classifier, None, **remove)
+    sample = draw(rows, tiny_classifier, None, **remove)
+    assert torch.equal(sample.targets, bare.targets)
+    assert sample.source == "squared distance from its own logits on 180 train and 120 unlabelled rows"
+    found = score_parts(
+        load_model(tiny_classifier), settings_of(Remove, remove, "remove"), bare, seed=1, progress=silent
+    )
+    assert float(torch.cat([*found.heads, *found.neurons]).min()) > 0
+
+
+def test_the_targets_against_itself_are_its_logits_moved_by_one_between_classes_and_their_slope_is_that_move():
+    logits = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    targets = around(logits.detach(), seed=5)
+    moves = targets - logits.detach()
+    torch.testing.assert_close(moves.norm(dim=1), torch.ones(400))
+    torch.testing.assert_close(moves.mean(1), torch.zeros(400), atol=1e-6, rtol=0)
+    distance(logits, targets).sum().backward()
+    torch.testing.assert_close(logits.grad, -moves)
+    shared = moves.T @ moves / 400  # each direction alike, that of all classes together left out
+    torch.testing.assert_close(shared, (torch.eye(3) - 1 / 3) / 2, atol=0.05, rtol=0)
+    assert not torch.equal(around(logits.detach(), seed=6), targets)
+    torch.testing.assert_close(distance(logits.detach() + 7, logits.detach()), torch.zeros(400), atol=1e-6, rtol=0)
 
 
 def test_a_score_without_a_slope_needs_neither_labels_nor_a_teacher(rows: DataSets, tiny_classifier: Path):

@@ -47,11 +47,25 @@ LATENCY = {"until": {"latency": "0.6x"}}
         ({"until": {"macs": "0.5x"}, "engine": "torch"}, "has engine or threads, which say where until.latency"),
         ({"threads": 2}, "has engine or threads, which say where until.latency"),
         ({**LATENCY, "engine": "fastest"}, "engine"),
+        ({"remove": {"vocabulary": "unseen"}, "until": {"macs": "0.5x"}}, "cannot be aimed at by remove.vocabulary"),
+        ({"remove": {"vocabulary": "unseen"}, "steps": 2}, "has steps, which is for cuts of heads"),
+        ({"remove": {"vocabulary": "unseen"}, "recover": {}}, "has recover, which is for cuts of heads"),
+        ({"remove": {"vocabulary": "unseen", "against": "labels"}}, "has against or normalise, which are for scores"),
+        ({"remove": {"vocabulary": "unseen"}, "threads": 2}, "has engine or threads"),
+        ({"remove": {"vocabulary": "unseen"}, "teacher": "teacher"}, "names a teacher, which only recover"),
+        ({"remove": {"vocabulary": "all"}}, "unseen"),
+        ({"remove": {"ffn": "taylor"}, "until": None}, "until says how much of ffn shall go"),
     ],
 )
 def test_targets_that_cannot_be_are_refused(settings, problem):
     with pytest.raises(ValidationError, match=problem):
         stage(**settings)
+
+
+def test_the_target_is_070x_unless_tokens_alone_go():
+    assert stage().until.target == ("macs", "0.7x")
+    assert stage(remove={"ffn": "taylor", "vocabulary": "unseen"}).until.target == ("macs", "0.7x")
+    assert stage(remove={"vocabulary": "unseen"}).until is None
 
 
 def test_latency_is_measured_with_the_engine_and_threads_of_the_first_cpu_target(desk: Path):
@@ -110,6 +124,12 @@ def test_the_key_holds_the_version_of_openvino_where_it_times(monkeypatch: pytes
         ),
         ({"until": {"bytes": "40MB"}}, "at most 40MB of teacher; layers' shapes known after slim"),
         ({"until": {"bytes": "0.5x"}}, "0.5x of the bytes of teacher; layers' shapes known after slim"),
+        ({"remove": {"vocabulary": "unseen"}}, "teacher without the tokens that neither train nor the pool holds"),
+        (
+            {"remove": {"ffn": "taylor", "vocabulary": "unseen"}, "until": {"bytes": "40MB"}},
+            "at most 40MB of teacher, without the tokens that neither train nor the pool holds; layers' shapes known "
+            "after slim",
+        ),
     ],
 )
 def test_a_plan_says_what_shall_remain(desk: Path, prune: dict, words: str):

@@ -565,3 +565,45 @@ def test_planned_steps_are_executed_steps(tmp_path: Path) -> None:
     _, fitted = train_toy(tmp_path, Train(epochs=2.5, precision="fp32"))
     assert fitted.steps == 15 == len(lines(tmp_path))
     assert fitted.epochs == 2.5
+
+
+class Beside(nn.Module):
+    """A number whose gradient is the same at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = nn.Parameter(torch.zeros(1))
+
+
+def train_beside(work: Path, *, slope: float, lr: float = 0.25, steps: int = 8) -> tuple[nn.Module, float]:
+    """The toy model, and a module with a learning rate of its own, whose gradient is `slope`."""
+    model, beside = toy_model(), Beside()
+
+    def loss(trained: nn.Module, batch: Few, progress: float) -> Loss:
+        found = toy_loss(trained, batch, progress)
+        return Loss(found.total + slope * beside.number.sum(), found.terms)
+
+    fit(
+        model,
+        Toy(),
+        loss,
+        train=PLAIN.model_copy(update={"epochs": None, "steps": steps, "weight_decay": 0.5, "clip": 0.1}),
+        seed=5,
+        device="cpu",
+        work=work,
+        progress=silent,
+        what="toy",
+        extra=nn.ModuleDict({"beside": beside}),
+        own={beside: {"lr": lr, "eps": 1e-8}},
+    )
+    return model, beside.number.item()
+
+
+def test_a_module_with_a_rate_of_its_own_moves_by_it_at_every_step(tmp_path: Path) -> None:
+    assert train_beside(tmp_path, slope=-3.0)[1] == pytest.approx(8 * 0.25, rel=1e-4)  # AdamW's step is its rate
+
+
+def test_a_module_with_a_rate_of_its_own_changes_nothing_for_the_model(tmp_path: Path) -> None:
+    small, _ = train_beside(tmp_path / "small", slope=1e-3)
+    large, _ = train_beside(tmp_path / "large", slope=1e6, lr=0.5)
+    assert same(small, large)
