@@ -142,7 +142,8 @@ def family(model: PreTrainedModel) -> Family:
     found = family_of(kind)
     if found is None:
         raise InputError(
-            f"models of type {kind!r} cannot be distilled into, pruned or exported; known are {', '.join(FAMILIES)}"
+            f"models of type {kind!r} cannot be cut or made students of, as their parts are not known; known are "
+            f"{', '.join(FAMILIES)}"
         )
     return found
 

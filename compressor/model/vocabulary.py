@@ -39,7 +39,7 @@ def staying(folder: Path, wanted: Iterable[int]) -> NDArray[np.int64]:
 
     Args:
         folder: of the model.
-        wanted: ids of tokens to keep.
+        wanted: ids of tokens to keep; those that the open model's config names by default are among them.
     Raises: InputError for a tokenizer of another kind, or ids that the model's word table does not have.
     """
     content = _content(folder)
@@ -51,8 +51,9 @@ def staying(folder: Path, wanted: Iterable[int]) -> NDArray[np.int64]:
             f"the tokenizer in {folder} numbers its tokens up to {largest}, and the model has {rows}; save the model "
             "again with the tokenizer that it was trained with"
         )
-    named = [value for name, value in config.items() if name.endswith("_token_id") and _is_row(value, rows)]
-    ids = {*wanted, *named, *_needed(content), *(every[token] for token in _spelled_out(folder) if token in every)}
+    named = {*special_ids(config), *_added_elsewhere(folder)}
+    ids = {*wanted, *_needed(content), *(every[token] for token in _spelled_out(folder) if token in every)}
+    ids |= {number for number in named if 0 <= number < rows}
     if content["model"]["type"] == "BPE":
         ids |= _parts(content["model"], every, ids)
     return np.array(sorted(ids), dtype=np.int64)
@@ -80,12 +81,14 @@ def cut_tokenizer(source: Path, out: Path, kept: NDArray[np.int64]) -> Path:
     if (out / "merges.txt").is_file():
         _write_lines(out / "merges.txt", ["#version: 0.2", *map(" ".join, _merges(model))])
     if (out / "added_tokens.json").is_file():
-        added = _read_json(out / "added_tokens.json")
-        _write_json(out / "added_tokens.json", {token: numbers[number] for token, number in added.items()})
+        added = _read_json(out / "added_tokens.json").items()
+        _write_json(out / "added_tokens.json", {token: numbers[old] for token, old in added if old in numbers})
     settings = _read_json(out / "tokenizer_config.json")
     if "added_tokens_decoder" in settings:
         decoder = settings["added_tokens_decoder"].items()
-        settings["added_tokens_decoder"] = {str(numbers[int(number)]): token for number, token in decoder}
+        settings["added_tokens_decoder"] = {
+            str(numbers[int(old)]): token for old, token in decoder if int(old) in numbers
+        }
         _write_json(out / "tokenizer_config.json", settings)
     return out
 
@@ -109,13 +112,30 @@ def cut_words(model: PreTrainedModel, kept: NDArray[np.int64]) -> PreTrainedMode
 
 def _renumber_config(config: PreTrainedConfig, numbers: Mapping[int, int]) -> None:
     for name, value in config.to_dict().items():
-        if name.endswith("_token_id") and isinstance(value, int) and value in numbers:
+        if not name.endswith("_token_id"):
+            continue
+        if isinstance(value, int) and value in numbers:
             setattr(config, name, numbers[value])
+        elif isinstance(value, list):
+            setattr(config, name, [numbers.get(each, each) for each in value])
     config.vocab_size = len(numbers)
 
 
-def _is_row(value: object, rows: int) -> bool:
-    return isinstance(value, int) and 0 <= value < rows
+def special_ids(config: Mapping[str, Any]) -> set[int]:
+    """Ids that a model's config names, one by one or in lists.
+
+    >>> sorted(special_ids({"pad_token_id": 0, "eos_token_id": [2, 5], "vocab_size": 9, "bos_token_id": None}))
+    [0, 2, 5]
+    """
+    values = [value for name, value in config.items() if name.endswith("_token_id")]
+    every = [each for value in values for each in (value if isinstance(value, list) else [value])]
+    return {each for each in every if isinstance(each, int)}
+
+
+def _added_elsewhere(folder: Path) -> set[int]:
+    """Ids of added tokens that stand beside tokenizer.json."""
+    decoder = _read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    return {*map(int, decoder), *map(int, _read_json(folder / "added_tokens.json").values())}
 
 
 def _content(folder: Path) -> dict[str, Any]:
@@ -128,14 +148,23 @@ def _content(folder: Path) -> dict[str, Any]:
             content = _read_json(Path(made) / "tokenizer.json")
     model = content.get("model") or {}
     kind = model.get("type")
-    if kind is None and "merges" in model:
-        kind = model["type"] = "BPE"  # files of old versions name no type
+    if kind is None and "vocab" in model:
+        kind = model["type"] = _kind_of(model)
     if kind not in get_args(Kind):
         raise InputError(
             f"the tokenizer in {folder} is of type {kind}, whose tokens cannot be removed; known are "
             f"{', '.join(get_args(Kind))}: leave vocabulary out of remove"
         )
     return content
+
+
+def _kind_of(model: Mapping[str, Any]) -> Kind | None:
+    """The kind of a tokenizer's model whose file, as old ones do, names no type; None where it is none of ours."""
+    if "merges" in model:
+        return "BPE"
+    if isinstance(model["vocab"], list):
+        return "Unigram"
+    return "WordPiece" if "continuing_subword_prefix" in model else None
 
 
 def _vocabulary(model: Mapping[str, Any]) -> dict[str, int]:

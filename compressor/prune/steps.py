@@ -284,6 +284,13 @@ class Run:
         after = shapes(standing.model)
         tokens = self.whole - self.full if after.vocabulary == self.sizes.vocabulary else 0
         gone = sorted(set(range(len(self.sizes.layers))) - set(standing.origin.layers))
+        remain = (
+            f"{self.quantity} {in_words(self.prices, amount_left(self.prices, after) + tokens)} of "
+            f"{in_words(self.prices, self.whole)} remain"
+        )
+        if tokens:
+            quantity, text = self.plan.until.target
+            remain += f"; until.{quantity} {text}, which counted on the tokens, is missed"
         return Decision(
             kind="pruned",
             chosen={
@@ -292,8 +299,7 @@ class Run:
                 "before": [{"heads": each.heads, "ffn": each.ffn} for each in self.sizes.layers],
                 "hidden": {"kept": after.hidden, "before": self.sizes.hidden},
             },
-            because=f"{self.quantity} {in_words(self.prices, amount_left(self.prices, after) + tokens)} of "
-            f"{in_words(self.prices, self.whole)} remain",
+            because=remain,
             cost={"macs": macs(after), "macs_before": macs(self.sizes), "parameters": parameters(standing.model)},
         )
 

@@ -17,7 +17,7 @@ from compressor.errors import InputError, StageError
 from compressor.model.encoders import RELOAD_TOLERANCE, model_logits
 from compressor.model.footprint import parameters
 from compressor.model.manifest import read_config
-from compressor.model.vocabulary import cut_tokenizer, cut_words, staying
+from compressor.model.vocabulary import cut_tokenizer, cut_words, special_ids, staying
 from compressor.prune.saving import PROBE_ROWS, save_pruned
 from compressor.prune.schedule import WEIGHT_BYTES
 from compressor.prune.scoring import row_inputs
@@ -165,9 +165,10 @@ def count_words(folder: Path, data: DataSets, model: PreTrainedModel, *, progres
     counted = [*data.train.texts, *data.unlabelled.texts]
     table = model.get_input_embeddings()
     seen = {int(number) for ids in _distinct(encoder, counted, progress) for number in ids}
+    rows = int(table.num_embeddings)
     first = range(encoder.pad_id + 1) if counts_from_padding(read_config(folder)) else ()  # padding may not move there
-    kept = staying(folder, {*seen, *first})
-    return Words(folder, data, kept, len(seen), int(table.num_embeddings), int(table.embedding_dim))
+    kept = staying(folder, {*seen, *first, *(each for each in special_ids(model.config.to_dict()) if 0 <= each < rows)})
+    return Words(folder, data, kept, len(seen), rows, int(table.embedding_dim))
 
 
 def _distinct(encoder: Encoder, texts: Sequence[Text], progress: Progress) -> Iterator[NDArray[np.int32]]:

@@ -246,3 +246,40 @@ def test_more_tokens_than_the_word_table_has_rows_are_refused(tmp_path: Path):
     (source / "config.json").write_text(json.dumps({**config, "vocab_size": 20}), encoding="utf-8")
     with pytest.raises(InputError, match=r"numbers its tokens up to \d+, and the model has 20; save the model again"):
         staying(source, ())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_file_that_names_no_type_loses_the_same_tokens(tmp_path: Path, kind: str):
+    named = write_kind(tmp_path / "named", kind)
+    unnamed = shutil.copytree(named, tmp_path / "unnamed")
+    content = json.loads((unnamed / "tokenizer.json").read_text())
+    del content["model"]["type"]
+    (unnamed / "tokenizer.json").write_text(json.dumps(content))
+    wanted = ids_of(open_encoder(named, 64), COUNTED)
+    assert staying(unnamed, wanted).tolist() == staying(named, wanted).tolist()
+
+
+def test_added_tokens_that_other_files_name_stay_and_those_without_a_row_are_left_out(tmp_path: Path):
+    source = write_kind(tmp_path / "whole", "wordpiece")
+    rows = json.loads((source / "config.json").read_text())["vocab_size"]
+    (source / "added_tokens.json").write_text(json.dumps({"[OLD]": rows + 5}))
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    last = rows - 1
+    settings["added_tokens_decoder"] = {str(last): {"content": "odd"}, str(rows + 5): {"content": "[OLD]"}}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    kept = staying(source, ())
+    assert last in kept
+    out = cut_tokenizer(source, tmp_path / "small", kept)
+    assert json.loads((out / "added_tokens.json").read_text()) == {}
+    decoder = json.loads((out / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert list(decoder) == [str(len(kept) - 1)]
+
+
+def test_ids_that_a_config_gives_in_a_list_are_kept_and_numbered_anew(tmp_path: Path):
+    source = write_kind(tmp_path / "whole", "wordpiece")
+    config = json.loads((source / "config.json").read_text())
+    last = config["vocab_size"] - 1
+    (source / "config.json").write_text(json.dumps({**config, "eos_token_id": [last]}))
+    kept = staying(source, ())
+    made = cut_words(load_model(source), kept)
+    assert made.config.eos_token_id == [len(kept) - 1]

@@ -172,6 +172,7 @@ def test_the_tokens_count_towards_a_target_of_parameters_and_of_bytes(tmp_path: 
         assert "bytes" not in until or 0.5 < size[1] / size[0] <= 0.55
         pruned = said[-1]
         assert [each.kind for each in said] == ["cut", "cut", "vocabulary", "pruned"]
+        assert "missed" not in pruned.because
         left, of = (int(word) for word in pruned.because.split() if word.isdigit())
         assert left / of <= 0.55
         assert pruned.cost["parameters"] == parameters(load_model(out))
@@ -208,6 +209,7 @@ def test_a_gate_that_refuses_the_smaller_vocabulary_keeps_the_cuts_and_all_token
     assert read_manifest(out).shapes.vocabulary == full
     assert (out / "tokenizer.json").read_bytes() == (whole / "tokenizer.json").read_bytes()
     assert pruned.because.startswith(f"parameters {parameters(load_model(out))} of ")
+    assert pruned.because.endswith("; until.parameters 0.55x, which counted on the tokens, is missed")
     with pytest.raises(GateError, match=r"refuses the model without unseen tokens \(accuracy fell by 9pp\); nothing"):
         Pruner(whole, data=rows, remove=UNSEEN).fit(tmp_path / "alone", accept=lambda _folder: outcome(passed=False))
 
