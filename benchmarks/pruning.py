@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from movies import ROOT, Log, gain, movies, right_rows, scored, use_threads, verdict
+from movies import ROOT, Log, gain, movies, right_rows, scored, use_threads
 
 from compressor.data.encode import open_encoder
 from compressor.data.rows import DataSets
@@ -274,6 +274,11 @@ def timed(setup: Setup, log: Log, rounds: int) -> None:
     log.once({"phase": "time", "threads": threads, "rounds": rounds}, lambda: lines)
 
 
+def says(low: float, high: float) -> str:
+    """What an interval of a gain beside the uncut model says."""
+    return "gains" if low > 0 else "loses" if high < 0 else "no difference shown"
+
+
 def table(lines: list[dict[str, Any]]) -> str:
     """The results as markdown; drops are paired on the test rows."""
     uncut = next(line for line in lines if line.get("subject") == "uncut" and line["phase"] == "plain")
@@ -295,7 +300,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         aim = f"{line['share']} {'MACs' if line['phase'] == 'plain' else 'latency of ours'}"
         out.append(
             f"| {line['phase']} | {aim} | {line['subject']} | {line['macs']:.3f} | {line.get('seconds', '')} | "
-            f"{100 * line['accuracy']:.2f} | {value:+.2f} ({low:+.2f} to {high:+.2f}) | {verdict(low, high)} |"
+            f"{100 * line['accuracy']:.2f} | {value:+.2f} ({low:+.2f} to {high:+.2f}) | {says(low, high)} |"
         )
     for line in lines:
         if line["phase"] == "time" and line.get("ratio"):

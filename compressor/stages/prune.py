@@ -44,7 +44,7 @@ class Prune(Stage):
 
     _whole_parts = model_validator(mode="before")(whole_parts)
 
-    remove: Remove = Remove(heads="taylor", ffn="taylor")
+    remove: Remove = Remove(heads="fisher", ffn="fisher")
     """What may go, and by which score."""
     until: Until | None = Until(macs="0.7x")
     """How much of the stage's input remains; null where `remove` names vocabulary alone."""
