@@ -102,6 +102,7 @@ class Pruner:
                 finds them done; `OUT.partial`, removed at the end, unless given.
             accept: judges each step's model folder, and at last the one without unseen tokens; the first that fails
                 ends the cuts and the one before is kept.
+                What an earlier call finished in `work` is not judged again.
         Raises: InputError for a target below the floor or a teacher that reads other tokens; GateError when `accept`
             refuses the first cut; StageError when nothing changed.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -59,12 +59,16 @@ class Sample:
         """Which rows they are and what the loss is."""
         return f"{self.loss} on {self.rows}"
 
-    def batches(self, progress: Progress, *, what: str) -> Iterator[Sampled]:
-        """The rows in batches of 32."""
+    still: Tensor | None = None
+    """What a loss that is measured, not followed, compares with, shape (B, C), where that is not `targets`."""
+
+    def batches(self, progress: Progress, *, what: str, measured: bool = False) -> Iterator[Sampled]:
+        """The rows in batches of 32, with `still` as targets where a loss is `measured`."""
+        targets = self.still if measured and self.still is not None else self.targets
         for start in range(0, len(self.order), BATCH_ROWS):
             progress(what, start, len(self.order))
             rows = self.order[start : start + BATCH_ROWS]
-            yield Sampled(row_inputs(self.encoded, rows, self.pad_id), self.targets[list(rows)])
+            yield Sampled(row_inputs(self.encoded, rows, self.pad_id), targets[list(rows)])
 
 
 def row_inputs(encoded: Encoded, rows: Sequence[int], pad_id: int) -> dict[str, Tensor]:
@@ -128,8 +132,10 @@ def draw_sample(
     if not len(rows):
         raise InputError("importance is measured on train rows or unlabelled ones; the data has neither")
     if remove.against == "itself":
-        targets = around(_teacher_logits(rows, folder, data), seed=seed)
-        return _sample(rows, words, data, folder, targets, distance, "squared distance from its own logits")
+        own = _teacher_logits(rows, folder, data)
+        said = "squared distance from its own logits"
+        made = _sample(rows, words, data, folder, around(own, seed=seed), distance, said)
+        return replace(made, still=own)
     _check_slopes(folder, teacher, remove)
     targets = _teacher_logits(rows, teacher or folder, data)
     return _sample(rows, words, data, folder, targets, divergence, f"KL to {'the teacher' if teacher else 'itself'}")
@@ -224,7 +230,7 @@ def masked_loss(model: PreTrainedModel, kept: Kept, sample: Sample, *, progress:
     device = next(model.parameters()).device
     total = 0.0
     with masked(model, kept), torch.inference_mode():
-        for batch in sample.batches(progress, what="try a layer"):
+        for batch in sample.batches(progress, what="try a layer", measured=True):
             losses = sample.loss_per_row(model_logits(model, batch.inputs), batch.targets.to(device))
             total += float(losses.double().sum())
     return total / len(sample.order)

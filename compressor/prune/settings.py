@@ -181,6 +181,8 @@ def kinds_of(remove: Remove, until: Until | None) -> frozenset[Kind]:
     quantity, text = until.target
     if "hidden" in kinds:
         _check_width(remove, kinds, quantity)
+    if quantity == "latency" and "halves" in kinds:
+        _check_timed_halves(remove)
     for counted, other in (("heads", "ffn"), ("ffn", "heads")):
         if quantity == counted and other in kinds:
             raise ValueError(
@@ -192,6 +194,17 @@ def kinds_of(remove: Remove, until: Until | None) -> frozenset[Kind]:
     if is_share(text) and parse_kept_share(text) == 1.0:
         raise ValueError(f"until.{quantity} must be below 1x (got {text}); 1x would remove nothing")
     return kinds
+
+
+def _check_timed_halves(remove: Remove) -> None:
+    """Nothing, or ValueError where a search by score would hold halves against parts whose scores are another's."""
+    beside = {remove.heads, remove.ffn} - {None}
+    if beside and {remove.heads, remove.ffn, remove.halves} != {remove.halves}:
+        raise ValueError(
+            "until.latency chooses halves by the sum of their parts' scores, so that heads, ffn and halves take one "
+            f"score (got heads: {remove.heads}, ffn: {remove.ffn}, halves: {remove.halves}); write "
+            f"{remove.halves} for all three, leave heads and ffn out, or aim at macs"
+        )
 
 
 def _check_width(remove: Remove, kinds: frozenset[Kind], quantity: Quantity) -> None:
@@ -292,8 +305,9 @@ def check_masks(masks: Masks | None, remove: Remove, *, steps: int, reconstruct:
             "has reconstruct, which fits to the model before its training what the training with masks has changed; "
             "leave one of them out"
         )
-    if recover.train.early_stop is not None:
-        raise ValueError(
-            "has masks and recover.train.early_stop, which may keep weights that were trained with other masks; leave "
-            "early_stop out"
-        )
+    for name in ("early_stop", "average"):
+        if getattr(recover.train, name) is not None:
+            raise ValueError(
+                f"has masks and recover.train.{name}, which may keep weights that were trained with other masks; leave "
+                f"{name} out"
+            )

@@ -471,6 +471,7 @@ REFUSED = [
     ({"remove": {"halves": "taylor"}}, "for heads and ffn alone, and remove names halves"),
     ({"remove": {"vocabulary": "unseen"}, "until": None, "recover": None}, "and remove names neither"),
     ({"recover": {"train": {"early_stop": {}}}}, "has masks and recover.train.early_stop"),
+    ({"recover": {"train": {"average": 0.99}}}, "has masks and recover.train.average"),
     ({"masks": {"kind": "l0", "hold": 1.0}}, "hold"),
     ({"masks": {"kind": "l0", "rate": 0.0}}, "rate"),
     ({"masks": {"kind": "magnitude"}}, "kind"),

@@ -102,3 +102,16 @@ def test_an_encoder_whose_parts_are_not_known_is_refused(tmp_path: Path, rows: D
     model = write_family(tmp_path / "albert", "albert", labels=("bad", "good"))
     with pytest.raises(InputError, match=r"models of type 'albert' cannot be cut or made students of, .* known"):
         Pruner(model, data=rows, remove=remove, until=HALF).fit(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "remove",
+    [{"ffn": "taylor", "halves": "taylor"}, {"heads": "taylor", "ffn": "taylor", "halves": "random"}],
+)
+def test_halves_beside_parts_of_another_score_are_refused_where_latency_is_searched_for(
+    tiny_classifier: Path, rows: DataSets, remove: dict
+):
+    with pytest.raises(InputError, match=r"so that heads, ffn and halves take one score \(got heads: .*or aim at macs"):
+        Pruner(tiny_classifier, data=rows, remove=remove, until={"latency": "0.5x"})
+    for fitting in ({"halves": "taylor"}, dict.fromkeys(("heads", "ffn", "halves"), "taylor")):
+        Pruner(tiny_classifier, data=rows, remove=fitting, until={"latency": "0.5x"})

@@ -10,14 +10,24 @@ from tiny import write_tiny_bert
 
 from compressor.data.rows import DataSets, Rows
 from compressor.errors import InputError
-from compressor.model.encoders import load_model
+from compressor.model.encoders import load_model, model_logits
 from compressor.model.footprint import head_macs, macs, neuron_macs
 from compressor.model.importance import Scores
 from compressor.model.parts import shapes
+from compressor.model.surgery import keep_all, masked
 from compressor.prune import scoring
 from compressor.prune.pruner import Pruner
 from compressor.prune.schedule import choose, prices_for
-from compressor.prune.scoring import Sample, around, distance, divergence, draw_sample, score_parts, scored_by
+from compressor.prune.scoring import (
+    Sample,
+    around,
+    distance,
+    divergence,
+    draw_sample,
+    masked_loss,
+    score_parts,
+    scored_by,
+)
 from compressor.prune.settings import Remove
 from compressor.stage import Decision, settings_of, silent
 from compressor.stages.distill import Distill
@@ -230,6 +240,22 @@ def test_a_stage_that_compares_with_the_teacher_reads_it_without_recovering():
     assert filled.recover is None
     with pytest.raises(ValueError, match=r"which only recover and remove.against: teacher need"):
         stage(teacher="./second")
+
+
+def test_a_loss_that_is_measured_against_itself_compares_with_the_logits_as_they_are(
+    rows: DataSets, tiny_classifier: Path
+):
+    sample = draw(rows, tiny_classifier, None, **BOTH, against="itself")
+    model = load_model(tiny_classifier)
+    whole = keep_all(shapes(model))
+    assert masked_loss(model, whole, sample, progress=silent) < 1e-12
+    fewer = replace(whole, layers=(1,))
+    with masked(model, fewer):
+        moved = [model_logits(model, batch.inputs).clone() for batch in sample.batches(silent, what="", measured=True)]
+    own = [model_logits(model, batch.inputs) for batch in sample.batches(silent, what="")]
+    apart = torch.cat(moved) - torch.cat(own)
+    rise = (apart - apart.mean(-1, keepdim=True)).square().sum(-1).mean() / 2
+    assert masked_loss(model, fewer, sample, progress=silent) == pytest.approx(float(rise), rel=1e-4)
 
 
 def test_a_stage_that_would_compare_a_model_with_itself_is_refused():
