@@ -10,7 +10,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/compress recipes/quickstart.yaml
 
 test: $(VENV)/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Opens deployed folders with optimum-onnx, in an environment of its own with the last transformers that it takes. With
 # MODEL=FOLDER it opens those of that fine-tuned model, too.

@@ -71,20 +71,17 @@ def precision_of(graph: GraphProto) -> Precision:
     return max(sizes, key=lambda name: sizes[name])
 
 
-def name_nodes(graph: GraphProto) -> bool:
-    """Give every node that has no name, or one that an earlier node has, a name of its own; True where one had none.
+def name_nodes(graph: GraphProto) -> None:
+    """Give every node that has no name, or one that an earlier node has, a name of its own.
 
     Exporters may leave names out, but what is quantized and what stays in float is said by name.
     """
-    taken = {node.name for node in graph.node}
-    seen, changed = {""}, False
+    taken, seen = {node.name for node in graph.node}, {""}
     for node in graph.node:
         if node.name in seen:
             node.name = next(name for number in count() if (name := f"{node.op_type}_{number}") not in taken)
             taken.add(node.name)
-            changed = True
         seen.add(node.name)
-    return changed
 
 
 def folder_precision(folder: Path) -> Precision:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from compressor.model.manifest import read_manifest
 from compressor.quantize.choice import TIMES_FILE, Candidate, Times, choose, timed_elsewhere, times_once
 from compressor.quantize.material import Material, calibration_texts, unheard
 from compressor.quantize.mixed import Mixture, mixed
+from compressor.quantize.products import quantizable
 from compressor.quantize.qat import traced
 from compressor.quantize.schemes import SCHEMES
 from compressor.quantize.settings import (
@@ -232,7 +234,9 @@ class Quantizer:
         graph = open_graph(file)
         require_bert(graph, where=str(file))
         made = deploy(file, there, folder, manifest=read_manifest(there))
-        if name_nodes(graph.graph):
+        names = Counter(node.name for node in graph.graph.node)
+        if any(not node.name or names[node.name] > 1 for node in quantizable(graph)):
+            name_nodes(graph.graph)
             (made / MODEL_FILE).write_bytes(graph.SerializeToString(deterministic=True))
         return made
 
