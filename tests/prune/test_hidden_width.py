@@ -232,9 +232,15 @@ def test_reconstruction_beside_the_width_is_refused(tiny_classifier: Path, rows:
         Pruner(tiny_classifier, data=rows, remove=TAYLOR, until={"macs": "0.5x"}, reconstruct=True)
 
 
-def test_two_stages_in_a_row_may_cut_parts_and_then_the_width():
-    Prune.model_validate({"id": "slim", "remove": {"heads": "taylor", "ffn": "taylor"}, "until": {"macs": "0.7x"}})
-    Prune.model_validate({"id": "narrow", "remove": TAYLOR, "until": {"bytes": "20MB"}, "recover": {}})
+def test_two_prunings_in_a_row_cut_parts_and_then_the_width(tmp_path: Path, tiny_classifier: Path, rows: DataSets):
+    parts = {"remove": {"heads": "taylor", "ffn": "taylor"}, "until": {"macs": "0.7x"}}
+    slim = Pruner(tiny_classifier, data=rows, **parts).fit(tmp_path / "slim")
+    narrow = Pruner(slim, data=rows, remove=TAYLOR, until={"bytes": "0.8x"}).fit(tmp_path / "narrow")
+    whole, first, second = (shapes(load_model(each)) for each in (tiny_classifier, slim, narrow))
+    assert first.hidden == whole.hidden > second.hidden
+    assert first.layers == second.layers != whole.layers
+    sizes = [(each / "model.safetensors").stat().st_size for each in (slim, narrow)]
+    assert sizes[1] <= 0.8 * sizes[0]
 
 
 @pytest.mark.parametrize("remove", [TAYLOR, {"halves": "taylor"}])
