@@ -197,7 +197,15 @@ def kinds_of(remove: Remove, until: Until | None) -> frozenset[Kind]:
 
 
 def _check_timed_halves(remove: Remove) -> None:
-    """Nothing, or ValueError where a search by score would hold halves against parts whose scores are another's."""
+    """Nothing, or ValueError where a search by score would hold halves against parts whose scores are another's.
+
+    Neither does it measure a loss without a half, so that `against` needs a score or layers that read one.
+    """
+    if remove.against is not None and remove.layers is None and not remove.criteria & GRADIENTS:
+        raise ValueError(
+            f"remove.against says what a loss compares with (got {remove.against}), and until.latency chooses halves "
+            f"by {remove.halves} without one; leave against out, or score by {' or '.join(sorted(GRADIENTS))}"
+        )
     beside = {remove.heads, remove.ffn} - {None}
     if beside and {remove.heads, remove.ffn, remove.halves} != {remove.halves}:
         raise ValueError(

@@ -115,3 +115,12 @@ def test_halves_beside_parts_of_another_score_are_refused_where_latency_is_searc
         Pruner(tiny_classifier, data=rows, remove=remove, until={"latency": "0.5x"})
     for fitting in ({"halves": "taylor"}, dict.fromkeys(("heads", "ffn", "halves"), "taylor")):
         Pruner(tiny_classifier, data=rows, remove=fitting, until={"latency": "0.5x"})
+
+
+def test_what_a_loss_compares_with_is_refused_where_latency_is_searched_for_without_one(
+    tiny_classifier: Path, rows: DataSets
+):
+    parts = dict.fromkeys(("heads", "ffn", "halves"), "magnitude")
+    with pytest.raises(InputError, match=r"got labels\), and until.latency chooses halves by magnitude without one"):
+        Pruner(tiny_classifier, data=rows, remove={**parts, "against": "labels"}, until={"latency": "0.5x"})
+    Pruner(tiny_classifier, data=rows, remove={**parts, "against": "labels"}, until={"macs": "0.5x"})
